@@ -1,0 +1,468 @@
+//! The message and its first-class fields.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use smol_str::SmolStr;
+
+use crate::codec::ContentType;
+use crate::{Headers, Pattern, Subject};
+
+/// A message: a subject, a payload, headers, and the fields that brokers have a native place for.
+///
+/// The payload is the codec's bytes and nothing else. Cloning shares payload and headers.
+///
+/// ```
+/// use anywire::{Message, Subject};
+///
+/// let message = Message::new(Subject::parse("shop.eu.placed")?, r#"{"id":1}"#).with_key("c-17");
+/// assert_eq!(message.key().unwrap().as_bytes(), b"c-17");
+/// # Ok::<(), anywire::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Message {
+    subject: Subject,
+    payload: Bytes,
+    headers: Headers,
+    id: Option<MessageId>,
+    key: Option<Key>,
+    content_type: Option<ContentType>,
+    timestamp: Option<SystemTime>,
+    rare: Option<Box<Rare>>,
+    guard: Option<Guard>,
+}
+
+/// Fields that a plain event does not have, kept out of its way.
+#[derive(Clone, Debug, Default)]
+struct Rare {
+    correlation_id: Option<SmolStr>,
+    reply_to: Option<SmolStr>,
+    deadline: Option<Duration>,
+    error_code: Option<SmolStr>,
+    trail: Option<Trail>,
+}
+
+impl Message {
+    /// A message with nothing but a subject and a payload.
+    pub fn new(subject: Subject, payload: impl Into<Bytes>) -> Self {
+        Self {
+            subject,
+            payload: payload.into(),
+            headers: Headers::new(),
+            id: None,
+            key: None,
+            content_type: None,
+            timestamp: None,
+            rare: None,
+            guard: None,
+        }
+    }
+
+    /// Sets the id.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<MessageId>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets the key: messages of one key are handled in order.
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<Key>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets the headers.
+    #[must_use]
+    pub fn with_headers(mut self, headers: Headers) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    /// Says how the payload is encoded. `None` means the default, JSON.
+    #[must_use]
+    pub fn with_content_type(mut self, content_type: impl Into<Option<ContentType>>) -> Self {
+        self.content_type = content_type.into();
+        self
+    }
+
+    /// Sets the time at which it was published.
+    #[must_use]
+    pub fn with_timestamp(mut self, timestamp: SystemTime) -> Self {
+        self.timestamp = Some(timestamp);
+        self
+    }
+
+    /// Sets the correlation id, which links what belongs to one conversation.
+    #[must_use]
+    pub fn with_correlation_id(mut self, id: impl Into<SmolStr>) -> Self {
+        self.rare_mut().correlation_id = Some(id.into());
+        self
+    }
+
+    /// Sets the address that a reply goes to. For adapters; a user's calls carry the client's own inbox.
+    #[must_use]
+    pub fn with_reply_to(mut self, address: impl Into<SmolStr>) -> Self {
+        self.rare_mut().reply_to = Some(address.into());
+        self
+    }
+
+    /// Sets the time that a call has left.
+    #[must_use]
+    pub fn with_deadline(mut self, remaining: Duration) -> Self {
+        self.rare_mut().deadline = Some(remaining);
+        self
+    }
+
+    /// Marks a reply as an error with this code; its payload is a [`RemoteError`](crate::RemoteError) as JSON.
+    #[must_use]
+    pub fn with_error_code(mut self, code: impl Into<SmolStr>) -> Self {
+        self.rare_mut().error_code = Some(code.into());
+        self
+    }
+
+    /// Sets what a retry copy or a dead letter tells about its past.
+    #[must_use]
+    pub fn with_trail(mut self, trail: impl Into<Option<Trail>>) -> Self {
+        self.rare_mut().trail = trail.into();
+        self
+    }
+
+    /// Sends the same message to another subject.
+    #[must_use]
+    pub fn with_subject(mut self, subject: Subject) -> Self {
+        self.subject = subject;
+        self
+    }
+
+    /// The subject it was sent to. For a retry copy that is the original's subject.
+    #[must_use]
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// The bytes as they were sent.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// The headers that the sender set, the framework's own not among them.
+    #[must_use]
+    pub fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    /// The headers, to be changed.
+    pub fn headers_mut(&mut self) -> &mut Headers {
+        &mut self.headers
+    }
+
+    /// The id, where the sender or the wire gave one.
+    #[must_use]
+    pub fn id(&self) -> Option<&MessageId> {
+        self.id.as_ref()
+    }
+
+    /// The key, where the sender gave one.
+    #[must_use]
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    /// How the payload is encoded; `None` means the default, JSON.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&ContentType> {
+        self.content_type.as_ref()
+    }
+
+    /// When it was published, where the wire tells.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<SystemTime> {
+        self.timestamp
+    }
+
+    /// What links the messages of one conversation.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.rare.as_ref()?.correlation_id.as_deref()
+    }
+
+    /// Where a reply goes.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        self.rare.as_ref()?.reply_to.as_deref()
+    }
+
+    /// The time a call had left when it was sent.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.rare.as_ref()?.deadline
+    }
+
+    /// The code of an error reply.
+    #[must_use]
+    pub fn error_code(&self) -> Option<&str> {
+        self.rare.as_ref()?.error_code.as_deref()
+    }
+
+    /// What a retry copy or a dead letter tells about its past; `None` on a message that has not failed.
+    #[must_use]
+    pub fn trail(&self) -> Option<&Trail> {
+        self.rare.as_ref()?.trail.as_ref()
+    }
+
+    /// Payload and headers together, in bytes: what bounded queues count.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.payload.len() + self.headers.byte_len()
+    }
+
+    pub(crate) fn trail_mut(&mut self) -> &mut Trail {
+        let subject = &self.subject;
+        let rare = self.rare.get_or_insert_default();
+        rare.trail
+            .get_or_insert_with(|| Trail::new(subject.clone()))
+    }
+
+    pub(crate) fn set_id(&mut self, id: MessageId) {
+        self.id = Some(id);
+    }
+
+    pub(crate) fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    pub(crate) fn set_guard(&mut self, guard: Option<Guard>) {
+        self.guard = guard;
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+}
+
+/// Leaves the payload and the header values out: they may be secret.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("subject", &self.subject)
+            .field("payload", &format_args!("{} bytes", self.payload.len()))
+            .field("headers", &self.headers)
+            .field("id", &self.id)
+            .field("key", &self.key.as_ref().map(|key| key.0.len()))
+            .field("content_type", &self.content_type)
+            .field("rare", &self.rare)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Kept by a message and everything that it causes; dropped with the last of them. The testing kit counts by it.
+#[derive(Clone)]
+pub(crate) struct Guard(
+    #[allow(dead_code, reason = "held to be dropped")] pub(crate) Arc<dyn Any + Send + Sync>,
+);
+
+/// Identifies a message, for deduplication. Sixteen bytes inline when it is ours, text when a foreign program chose it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct MessageId(Repr);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Repr {
+    Ours([u8; 16]),
+    Foreign(SmolStr),
+}
+
+impl MessageId {
+    /// A random id of 128 bits.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Repr::Ours(rand::random()))
+    }
+
+    /// An id from its bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Repr::Ours(bytes))
+    }
+
+    /// Reads an id from the wire: 32 lower-case hexadecimal digits are ours, anything else is kept as it came.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        parse_hex(text).map_or_else(|| Self(Repr::Foreign(text.into())), Self::from_bytes)
+    }
+
+    /// The sixteen bytes, for an id of ours.
+    #[must_use]
+    pub fn as_bytes(&self) -> Option<&[u8; 16]> {
+        match &self.0 {
+            Repr::Ours(bytes) => Some(bytes),
+            Repr::Foreign(_) => None,
+        }
+    }
+}
+
+fn parse_hex(text: &str) -> Option<[u8; 16]> {
+    let digits = text.as_bytes();
+    let lower = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    if digits.len() != 32 || !digits.iter().all(lower) {
+        return None;
+    }
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Repr::Ours(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+            Repr::Foreign(text) => f.write_str(text),
+        }
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Repr::Ours(_) => fmt::Display::fmt(self, f),
+            Repr::Foreign(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+impl From<&str> for MessageId {
+    fn from(text: &str) -> Self {
+        Self::parse(text)
+    }
+}
+
+impl From<String> for MessageId {
+    fn from(text: String) -> Self {
+        Self::parse(&text)
+    }
+}
+
+/// What orders messages: those of one key are handled one at a time. Any bytes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Key(Bytes);
+
+impl Key {
+    /// The key's bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The key's bytes, shared.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl From<&str> for Key {
+    fn from(text: &str) -> Self {
+        Self(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+impl From<&String> for Key {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<String> for Key {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<Bytes> for Key {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<u64> for Key {
+    fn from(number: u64) -> Self {
+        Self(number.to_string().into())
+    }
+}
+
+/// The past of a message that failed: kept on retry copies and dead letters, under the reserved headers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trail {
+    /// The subject that the original was sent to.
+    pub subject: Subject,
+    /// The pattern of the subscription that failed it.
+    pub pattern: Option<Pattern>,
+    /// The group of that subscription.
+    pub group: Option<String>,
+    /// The handler that failed it.
+    pub handler: Option<String>,
+    /// How many attempts have failed.
+    pub attempt: u32,
+    /// The transport that it came from.
+    pub origin: Option<String>,
+    /// What the last attempt failed with.
+    pub error: Option<String>,
+    /// When the first attempt failed.
+    pub first_at: Option<SystemTime>,
+    /// When the last attempt failed.
+    pub last_at: Option<SystemTime>,
+    /// When a delayed copy is due, on wires that have no native place for it.
+    pub due: Option<SystemTime>,
+}
+
+impl Trail {
+    /// A trail without a past yet.
+    #[must_use]
+    pub fn new(subject: Subject) -> Self {
+        Self {
+            subject,
+            pattern: None,
+            group: None,
+            handler: None,
+            attempt: 0,
+            origin: None,
+            error: None,
+            first_at: None,
+            last_at: None,
+            due: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn debug_shows_no_payload_and_no_key() {
+        let message = Message::new(Subject::parse("a.b").unwrap(), "canary").with_key("canary");
+        assert!(!format!("{message:?}").contains("canary"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_survives_its_text(bytes in any::<[u8; 16]>(), text in any::<String>()) {
+            let ours = MessageId::from_bytes(bytes);
+            prop_assert_eq!(MessageId::parse(&ours.to_string()), ours);
+            prop_assert_eq!(MessageId::parse(&text).to_string(), text);
+        }
+    }
+}
