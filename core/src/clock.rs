@@ -105,6 +105,7 @@ impl ManualClock {
     }
 
     /// Moves the time to the next armed timer. `false` where none is armed.
+    #[must_use = "false means that no timer is armed"]
     pub fn advance_to_next(&self) -> bool {
         let next = self.next_timer();
         next.inspect(|at| self.move_to(*at)).is_some()
