@@ -17,6 +17,7 @@ pub mod wire;
 
 pub use capability::{Capabilities, DeliveryCount, Limits, OrderScope, Support};
 pub use codec::{Codec, ContentType};
+pub use config::Config;
 pub use error::{Error, ErrorKind};
 pub use failure::{Class, Classified, Failure, HandlerError, ResultExt};
 pub use headers::{
