@@ -128,8 +128,7 @@ impl Lines {
     }
 
     fn text(&mut self, path: &str, key: &str, text: &str, origin: &Origin) {
-        let value = toml::Value::String(text.to_owned()).to_string();
-        self.add(path, key, &value, origin);
+        self.add(path, key, &kind::quoted(text), origin);
     }
 
     /// What is said, then the defaults of what is not.

@@ -125,7 +125,11 @@ impl Loader {
             Some(variables) => variables.get(name).cloned(),
             None => std::env::var(name).ok(),
         });
-        Config::from_layer(layer, turn)
+        let config = Config::from_layer(layer, turn)?;
+        Ok(match self.base {
+            Some(base) if base.is_on_memory() => config.on_memory(),
+            _ => config,
+        })
     }
 
     /// Reads what another part of the program has deserialized.
