@@ -149,6 +149,10 @@ fn the_rules_of_a_stronger_layer_are_tried_first() {
         .map(|rule| rule.pattern.as_str())
         .collect();
     assert_eq!(patterns, ["d", "c", "a", "b"]);
+    let later = Config::loader().base(config).toml("e.toml", rule("e"));
+    let config = later.load().unwrap();
+    let patterns = config.rules().iter().map(|rule| rule.pattern.as_str());
+    assert_eq!(patterns.collect::<Vec<_>>(), ["d", "c", "e", "a", "b"]);
 }
 
 #[test]
