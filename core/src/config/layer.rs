@@ -163,7 +163,8 @@ impl Layer {
                 Origin::Variable(_) => (&mut self.handlers_without_case, name.to_ascii_lowercase()),
                 _ => (&mut self.handlers, name.clone()),
             };
-            handlers.insert(name, HandlerSection { origin, keys });
+            let section = HandlerSection { origin, keys };
+            merge_handlers(handlers, BTreeMap::from([(name, section)]));
         }
         Ok(())
     }

@@ -259,7 +259,7 @@ mod tests {
     struct Section {
         linger: Option<u32>,
         password: Option<u32>,
-        deep: Option<Box<Section>>,
+        deep: Option<Box<Self>>,
     }
 
     fn with_section(text: &str) -> TransportConfig {
