@@ -7,6 +7,7 @@ pub mod config;
 mod error;
 mod failure;
 mod headers;
+pub mod memory;
 mod message;
 pub mod pattern;
 mod remote;
