@@ -1,13 +1,15 @@
 //! What the macros' expansion uses and nobody else should.
 
 use serde::Serialize;
-use serde_json::Value;
+pub use serde_json::Value;
 
 use crate::Route;
 
 /// An annotated function, as `handlers![]` finds it.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a handler",
+    message = "`{Self}` is not an annotated handler",
+    label = "has no pattern",
+    note = "a controller is mounted with `.controller(..)`",
     note = "put `#[event_pattern(\"...\")]` or `#[message_pattern(\"...\")]` on the function"
 )]
 pub trait Annotated {
