@@ -9,8 +9,8 @@ use crate::Route;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an annotated handler",
     label = "has no pattern",
-    note = "a controller is mounted with `.controller(..)`",
-    note = "put `#[event_pattern(\"...\")]` or `#[message_pattern(\"...\")]` on the function"
+    note = "put `#[event_pattern(\"...\")]` or `#[message_pattern(\"...\")]` on the function",
+    note = "a controller is mounted with `.controller(..)`"
 )]
 pub trait Annotated {
     /// Its route.
