@@ -266,6 +266,12 @@ pub(crate) struct Guard(
     #[allow(dead_code, reason = "held to be dropped")] pub(crate) Arc<dyn Any + Send + Sync>,
 );
 
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Guard")
+    }
+}
+
 /// Identifies a message, for deduplication. Sixteen bytes inline when it is ours, text when a foreign program chose it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct MessageId(Repr);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::Pattern;
 use crate::pattern::publish_subscribe::{Guarantee, Order, Provision, Start};
+use crate::{Codec, Pattern};
 
 /// What may be set for a handler: in code, in `[defaults]`, in `[handlers.NAME]`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +30,8 @@ pub struct HandlerSettings {
     pub transport: Option<String>,
     /// What may be done to the broker's objects. Default: create.
     pub provision: Option<Provision>,
+    /// How replies, and what the handler's client sends, are encoded. Default: JSON.
+    pub codec: Option<Codec>,
 }
 
 /// What a failed message does to the messages of its key that come after it.

@@ -1,0 +1,169 @@
+//! A running app.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::{Either, join_all, select};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::health::{HandlerHealth, Health, TransportHealth};
+use crate::client::Client;
+use crate::engine::{CallWork, Crew, EventWork};
+use crate::{Error, ErrorKind};
+
+/// An app that has started: its client, its health, and its end.
+///
+/// Dropping it without [`shutdown`](Self::shutdown) abandons the handlers that run; what they held is delivered again.
+#[must_use = "dropping a running app abandons its handlers"]
+pub struct RunningApp {
+    client: Client,
+    members: Vec<Box<dyn Member>>,
+    workers: JoinSet<()>,
+    stopping: CancellationToken,
+    abandoned: CancellationToken,
+    grace: Duration,
+}
+
+/// One handler of a running app.
+#[async_trait]
+pub(crate) trait Member: Send + Sync {
+    fn health(&self) -> HandlerHealth;
+
+    /// Stops pulling; what was buffered goes back.
+    async fn stop(&self) -> Result<(), Error>;
+}
+
+impl RunningApp {
+    pub(super) fn new(
+        client: Client,
+        members: Vec<Box<dyn Member>>,
+        workers: JoinSet<()>,
+        stopping: CancellationToken,
+        abandoned: CancellationToken,
+        grace: Duration,
+    ) -> Self {
+        Self { client, members, workers, stopping, abandoned, grace }
+    }
+
+    /// A client of the app's transports.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Fires when the app begins to stop.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Whether messages flow and each handler that should consume does.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let wires = self.client.core().wires.iter();
+        let transports = wires.map(|wire| {
+            let status = wire.transport.status().borrow().clone();
+            TransportHealth { name: wire.name.clone(), status }
+        });
+        Health { transports: transports.collect(), handlers: self.members.iter().map(|member| member.health()).collect() }
+    }
+
+    /// Stops the app: pulls no more, lets handlers finish within `grace` (25 s), settles, flushes, closes.
+    ///
+    /// What was not finished goes back unacknowledged and is never dead-lettered.
+    ///
+    /// # Errors
+    /// `Timeout` where handlers had to be abandoned; else the first transport's error.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the handlers that still run.
+    pub async fn shutdown(mut self) -> Result<(), Error> {
+        let clock = Arc::clone(&self.client.core().clock);
+        let end = clock.now() + self.grace;
+        self.stopping.cancel();
+        for stopped in join_all(self.members.iter().map(|member| member.stop())).await {
+            if let Err(error) = stopped {
+                tracing::warn!(%error, "a subscription could not be stopped");
+            }
+        }
+        let drained = {
+            let drain = std::pin::pin!(async { while self.workers.join_next().await.is_some() {} });
+            matches!(select(drain, clock.sleep_until(end)).await, Either::Left(_))
+        };
+        self.abandoned.cancel();
+        self.workers.shutdown().await;
+        self.members.clear();
+        let core = self.client.core();
+        core.closed.store(true, Ordering::Release);
+        let left = end.saturating_duration_since(clock.now()).max(Duration::from_secs(1));
+        let closed = core.wires.close(left).await;
+        tracing::info!(app = core.app, drained, "stopped");
+        if !drained {
+            let message = format!("handlers still ran after {:?}; their messages are delivered again", self.grace);
+            return Err(Error::new(ErrorKind::Timeout, message).with_operation("shutdown"));
+        }
+        closed
+    }
+
+    /// Waits for SIGTERM or Ctrl-C, then shuts down. A second signal exits at once, with status 130.
+    #[cfg(feature = "signals")]
+    pub(super) async fn run_until_signal(self) -> Result<(), Error> {
+        let mut signals = super::signals::Signals::listen()?;
+        let stopping = self.stopping();
+        if let Either::Left((name, _)) =
+            select(std::pin::pin!(signals.next()), std::pin::pin!(stopping.cancelled())).await
+        {
+            tracing::info!(signal = name, "stopping; a second signal exits at once");
+        }
+        let second = std::pin::pin!(signals.next());
+        match select(std::pin::pin!(self.shutdown()), second).await {
+            Either::Left((result, _)) => result,
+            Either::Right((name, _)) => {
+                tracing::warn!(signal = name, "exiting at once");
+                std::process::exit(130);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RunningApp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningApp").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Member for Arc<Crew<EventWork>> {
+    fn health(&self) -> HandlerHealth {
+        HandlerHealth {
+            name: self.work().name().to_owned(),
+            consuming: self.is_running(),
+            stuck: self.work().stuck.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn stop(&self) -> Result<(), Error> {
+        match Crew::stop(self) {
+            Some(mut source) => source.stop().await,
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Member for Arc<Crew<CallWork>> {
+    fn health(&self) -> HandlerHealth {
+        HandlerHealth { name: self.work().name().to_owned(), consuming: self.is_running(), stuck: 0 }
+    }
+
+    async fn stop(&self) -> Result<(), Error> {
+        match Crew::stop(self) {
+            Some(mut source) => source.stop().await,
+            None => Ok(()),
+        }
+    }
+}

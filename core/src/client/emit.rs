@@ -1,0 +1,330 @@
+//! Publishing one event.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+
+use super::{Client, ClientCore, SubjectRoute};
+use crate::config::Unrouted;
+use crate::headers::HeaderValue;
+use crate::pattern::Progress;
+use crate::pattern::publish_subscribe::{Entry, PublishBatch, Published, Publisher};
+use crate::payload::IntoPayload;
+use crate::{ContentType, Error, ErrorKind, Guarantee, Key, Message, MessageId, Receipt, Subject};
+
+/// The wait before an emit whose outcome is unknown is tried again, doubled each time up to a second.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+
+/// An event on its way out; awaiting it publishes it.
+#[must_use = "an event is published when the builder is awaited"]
+pub struct Emit<'a> {
+    client: &'a Client,
+    message: Result<Message, Error>,
+    guarantee: Option<Guarantee>,
+    unrouted: Option<Unrouted>,
+    timeout: Duration,
+}
+
+impl<'a> Emit<'a> {
+    pub(super) fn new<P: IntoPayload + ?Sized>(
+        client: &'a Client,
+        subject: Result<Subject, Error>,
+        payload: &P,
+    ) -> Self {
+        let message = subject.and_then(|subject| encode(client.core(), subject, payload));
+        Self { client, message, guarantee: None, unrouted: None, timeout: client.core().emit_timeout }
+    }
+
+    pub(super) fn forward(client: &'a Client, message: Message) -> Self {
+        let subject = Subject::parse(message.subject().as_str());
+        let message = subject.map(|_| message);
+        Self { client, message, guarantee: None, unrouted: None, timeout: client.core().emit_timeout }
+    }
+
+    /// Sets the key: messages of one key are handled in order.
+    pub fn key(self, key: impl Into<Key>) -> Self {
+        self.change(|message| Ok(message.with_key(key)))
+    }
+
+    /// Adds a header.
+    pub fn header(self, name: &str, value: impl Into<HeaderValue>) -> Self {
+        self.change(|mut message| {
+            message.headers_mut().append(name, value)?;
+            Ok(message)
+        })
+    }
+
+    /// Sets the id. Default: derived from the delivery inside a handler, random elsewhere.
+    pub fn id(self, id: impl Into<MessageId>) -> Self {
+        self.change(|message| Ok(message.with_id(id)))
+    }
+
+    /// Sets the correlation id.
+    pub fn correlation_id(self, id: impl AsRef<str>) -> Self {
+        self.change(|message| Ok(message.with_correlation_id(id.as_ref())))
+    }
+
+    /// Says how the payload is encoded, for bytes that were encoded elsewhere.
+    pub fn content_type(self, content_type: ContentType) -> Self {
+        self.change(|message| Ok(message.with_content_type(content_type)))
+    }
+
+    /// Sets the deadline. Default: 10 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets how sure the delivery is. Default: what the subject's rule says, else at least once.
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.guarantee = Some(guarantee);
+        self
+    }
+
+    /// Says what happens where nobody takes it. Default: what the subject's rule says, else it is refused.
+    pub fn unrouted(mut self, unrouted: Unrouted) -> Self {
+        self.unrouted = Some(unrouted);
+        self
+    }
+
+    pub(crate) fn into_message(self) -> Result<Message, Error> {
+        self.message
+    }
+
+    fn change(mut self, change: impl FnOnce(Message) -> Result<Message, Error>) -> Self {
+        self.message = self.message.and_then(change);
+        self
+    }
+}
+
+pub(super) fn encode<P: IntoPayload + ?Sized>(
+    core: &ClientCore,
+    subject: Subject,
+    payload: &P,
+) -> Result<Message, Error> {
+    let encoded = payload.into_payload(core.codec).map_err(|error| error.with_context("subject", &subject))?;
+    Ok(Message::new(subject, encoded.bytes).with_content_type(encoded.content_type))
+}
+
+impl<'a> IntoFuture for Emit<'a> {
+    type Output = Result<Receipt, Error>;
+    type IntoFuture = EmitFuture<'a>;
+
+    fn into_future(self) -> EmitFuture<'a> {
+        EmitFuture(State::Start(self))
+    }
+}
+
+impl fmt::Debug for Emit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emit").field("message", &self.message).finish_non_exhaustive()
+    }
+}
+
+/// The publishing of one event. Allocates nothing where the transport takes the message at once.
+pub struct EmitFuture<'a>(State<'a>);
+
+#[allow(clippy::large_enum_variant, reason = "boxing the start is the allocation that this type avoids")]
+enum State<'a> {
+    Start(Emit<'a>),
+    Waiting(BoxFuture<'static, Result<Receipt, Error>>),
+    Over,
+}
+
+impl Future for EmitFuture<'_> {
+    type Output = Result<Receipt, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Start(_) = self.0 {
+            let State::Start(emit) = std::mem::replace(&mut self.0, State::Over) else { unreachable!() };
+            match emit.begin() {
+                Begun::Over(result) => return Poll::Ready(result),
+                Begun::Waiting(future) => self.0 = State::Waiting(future),
+            }
+        }
+        match &mut self.0 {
+            State::Waiting(future) => future.as_mut().poll(cx),
+            State::Start(_) | State::Over => unreachable!("polled again after it was ready"),
+        }
+    }
+}
+
+impl fmt::Debug for EmitFuture<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EmitFuture")
+    }
+}
+
+enum Begun {
+    Over(Result<Receipt, Error>),
+    Waiting(BoxFuture<'static, Result<Receipt, Error>>),
+}
+
+impl Emit<'_> {
+    fn begin(self) -> Begun {
+        let core = self.client.core();
+        let message = match self.message.and_then(|message| core.check_open().map(|()| message)) {
+            Ok(message) => message,
+            Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
+        };
+        let route = core.wires.route(message.subject());
+        let wire = core.wires.wire(route);
+        let guarantee = match route.guarantee(self.guarantee) {
+            Ok(guarantee) => guarantee,
+            Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
+        };
+        let (entry, fresh) = prepare(self.client, message, guarantee);
+        let job = Job { fresh, unrouted: self.unrouted.unwrap_or(route.unrouted), timeout: self.timeout };
+        match wire.publisher.publish(PublishBatch::single(entry, self.timeout)) {
+            Progress::Done(batch) => match job.judge(core, batch) {
+                Judged::Over(result) => Begun::Over(result),
+                Judged::Again(entry, error) => {
+                    let publisher = Arc::clone(&wire.publisher);
+                    Begun::Waiting(Box::pin(job.again(Arc::clone(core), publisher, entry, error)))
+                }
+            },
+            Progress::Pending(future) => {
+                let (core, publisher) = (Arc::clone(core), Arc::clone(&wire.publisher));
+                Begun::Waiting(Box::pin(async move {
+                    match job.judge(&core, future.await) {
+                        Judged::Over(result) => result,
+                        Judged::Again(entry, error) => job.again(core, publisher, entry, error).await,
+                    }
+                }))
+            }
+        }
+    }
+}
+
+/// Completes a message: its id, its trace, its place in a test's record. `true` says that its id is a fresh random one.
+pub(super) fn prepare(client: &Client, mut message: Message, guarantee: Guarantee) -> (Entry, bool) {
+    if let Some(cause) = client.cause() {
+        cause.mark(&mut message);
+    }
+    let fresh = message.id().is_none();
+    // An event that may be lost needs no id: nothing retries it. On NATS that saves its headers.
+    if fresh && guarantee == Guarantee::AtLeastOnce {
+        message.set_id(MessageId::random());
+    }
+    if let Some(recorder) = &client.core().recorder {
+        recorder.emitted(&message);
+    }
+    (Entry::new(message).with_guarantee(guarantee), fresh)
+}
+
+/// How one entry is to be judged and, if need be, tried again.
+#[derive(Clone, Copy)]
+pub(super) struct Job {
+    pub(super) fresh: bool,
+    pub(super) unrouted: Unrouted,
+    pub(super) timeout: Duration,
+}
+
+enum Judged {
+    Over(Result<Receipt, Error>),
+    Again(Entry, Error),
+}
+
+impl Job {
+    fn judge(self, core: &ClientCore, batch: PublishBatch) -> Judged {
+        let (entries, outcomes) = batch.into_parts();
+        let (Some(entry), Some(outcome)) = (entries.into_iter().next(), outcomes.into_iter().next()) else {
+            return Judged::Over(Err(Error::new(ErrorKind::OutcomeUnknown, "the adapter gave no entry back")));
+        };
+        match self.result(core, &entry, outcome, true) {
+            Err(error) if error.kind() == ErrorKind::OutcomeUnknown => Judged::Again(entry, error),
+            result => Judged::Over(result),
+        }
+    }
+
+    /// What an outcome is to the caller. `first` tells a first try from a repetition.
+    pub(super) fn result(
+        self,
+        core: &ClientCore,
+        entry: &Entry,
+        outcome: Published,
+        first: bool,
+    ) -> Result<Receipt, Error> {
+        let subject = entry.message.subject();
+        let error = match outcome {
+            Published::Accepted(receipt) if receipt.is_duplicate() && self.fresh && first => {
+                // The id is random and new: whatever the broker has under it is not this message.
+                Error::new(ErrorKind::Rejected, "the broker took the message for a duplicate of another one")
+            }
+            Published::Accepted(receipt) => {
+                core.metrics.published.increment(1);
+                return Ok(receipt);
+            }
+            Published::Rejected(error) if error.kind() == ErrorKind::NoRoute => {
+                if let Some(receipt) = self.allow_unrouted(core, entry) {
+                    return Ok(receipt);
+                }
+                error
+            }
+            Published::Rejected(error) => error,
+            Published::Unknown(error) => {
+                let unknown = "it cannot be known whether the broker took the message";
+                Error::new(ErrorKind::OutcomeUnknown, unknown).with_source(error)
+            }
+        };
+        core.metrics.failed.increment(1);
+        Err(error.with_operation("emit").with_context("subject", subject))
+    }
+
+    fn allow_unrouted(self, core: &ClientCore, entry: &Entry) -> Option<Receipt> {
+        match &core.recorder {
+            Some(recorder) => recorder.unrouted(&entry.message),
+            None if self.unrouted == Unrouted::Refuse => return None,
+            None => {}
+        }
+        core.metrics.unrouted.increment(1);
+        if self.unrouted == Unrouted::Warn {
+            tracing::warn!(subject = %entry.message.subject(), "nobody took the event");
+        }
+        Some(Receipt::new().with_unrouted(true))
+    }
+
+    /// Tries again, with the same id, until the outcome is known or the deadline has passed.
+    pub(super) async fn again(
+        self,
+        core: Arc<ClientCore>,
+        publisher: Arc<dyn Publisher>,
+        mut entry: Entry,
+        mut last: Error,
+    ) -> Result<Receipt, Error> {
+        if entry.guarantee == Guarantee::AtMostOnce {
+            return Err(last);
+        }
+        let deadline: Instant = core.clock.now() + self.timeout;
+        let mut pause = FIRST_RETRY;
+        loop {
+            let now = core.clock.now();
+            if now + pause >= deadline {
+                return Err(last);
+            }
+            core.clock.sleep_until(now + pause).await;
+            pause = (pause * 2).min(LAST_RETRY);
+            let left = deadline.saturating_duration_since(core.clock.now());
+            let (entries, outcomes) = publisher.publish(PublishBatch::single(entry, left)).wait().await.into_parts();
+            let (Some(same), Some(outcome)) = (entries.into_iter().next(), outcomes.into_iter().next()) else {
+                return Err(last);
+            };
+            entry = same;
+            match self.result(&core, &entry, outcome, false) {
+                Err(error) if error.kind() == ErrorKind::OutcomeUnknown => last = error,
+                result => return result,
+            }
+        }
+    }
+}
+
+/// The rule of a subject as a job for one of its entries.
+pub(super) fn job(route: &SubjectRoute, fresh: bool, timeout: Duration) -> Job {
+    Job { fresh, unrouted: route.unrouted, timeout }
+}

@@ -1,0 +1,198 @@
+//! Publishing many events, pipelined.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::emit::{encode, job, prepare};
+use super::Client;
+use crate::pattern::publish_subscribe::PublishBatch;
+use crate::payload::IntoPayload;
+use crate::{Error, ErrorKind, Guarantee, Key, Message, Receipt, Subject};
+
+/// How many entries are handed to an adapter at once.
+const CHUNK: usize = 1024;
+
+/// Many events on their way out; awaiting it publishes them.
+#[must_use = "the events are published when the builder is awaited"]
+pub struct EmitAll<'a> {
+    client: &'a Client,
+    messages: Vec<Result<Message, Error>>,
+    guarantee: Option<Guarantee>,
+    timeout: Duration,
+}
+
+impl<'a> EmitAll<'a> {
+    pub(super) fn new<'p, P: IntoPayload + 'p>(
+        client: &'a Client,
+        subject: Result<Subject, Error>,
+        payloads: impl IntoIterator<Item = &'p P>,
+    ) -> Self {
+        let core = client.core();
+        let payloads = payloads.into_iter();
+        let messages = match subject {
+            Ok(subject) => payloads.map(|payload| encode(core, subject.clone(), payload)).collect(),
+            Err(error) => {
+                let copy = || Error::new(error.kind(), error.to_string());
+                payloads.map(|_| Err(copy())).collect()
+            }
+        };
+        Self { client, messages, guarantee: None, timeout: core.emit_timeout }
+    }
+
+    /// Gives all of them one key.
+    pub fn key(mut self, key: impl Into<Key>) -> Self {
+        let key = key.into();
+        for message in &mut self.messages {
+            if let Ok(found) = message {
+                *message = Ok(found.clone().with_key(key.clone()));
+            }
+        }
+        self
+    }
+
+    /// Sets the deadline of each chunk of 1,024 entries. Default: 10 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets how sure the delivery is. Default: what the subject's rule says, else at least once.
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.guarantee = Some(guarantee);
+        self
+    }
+
+    async fn run(self) -> Result<Vec<Receipt>, EmitAllError> {
+        let mut results = Vec::with_capacity(self.messages.len());
+        let mut messages = self.messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let chunk: Vec<_> = messages.by_ref().take(CHUNK).collect();
+            publish_chunk(self.client, chunk, self.guarantee, self.timeout, &mut results).await;
+        }
+        if results.iter().all(Result::is_ok) {
+            return Ok(results.into_iter().flatten().collect());
+        }
+        Err(EmitAllError { results })
+    }
+}
+
+/// All entries of a chunk have one subject, so one rule and one wire.
+async fn publish_chunk(
+    client: &Client,
+    chunk: Vec<Result<Message, Error>>,
+    guarantee: Option<Guarantee>,
+    timeout: Duration,
+    results: &mut Vec<Result<Receipt, Error>>,
+) {
+    let core = client.core();
+    let open = core.check_open();
+    let Some(subject) = chunk.iter().find_map(|message| Some(message.as_ref().ok()?.subject().clone())) else {
+        results.extend(chunk.into_iter().map(|message| message.map(|_| Receipt::new())));
+        return;
+    };
+    if let Err(error) = open {
+        results.extend(chunk.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))));
+        return;
+    }
+    let route = core.wires.route(&subject);
+    let wire = core.wires.wire(route);
+    let guarantee = match route.guarantee(guarantee) {
+        Ok(guarantee) => guarantee,
+        Err(error) => {
+            results.extend(chunk.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))));
+            return;
+        }
+    };
+    let mut batch = PublishBatch::new(timeout);
+    let mut slots = Vec::with_capacity(chunk.len());
+    for message in chunk {
+        slots.push(message.map(|message| {
+            let (entry, fresh) = prepare(client, message, guarantee);
+            batch.push(entry);
+            fresh
+        }));
+    }
+    let (entries, outcomes) = wire.publisher.publish(batch).wait().await.into_parts();
+    let mut published = entries.into_iter().zip(outcomes);
+    for slot in slots {
+        let fresh = match slot {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                results.push(Err(error));
+                continue;
+            }
+        };
+        let job = job(route, fresh, timeout);
+        results.push(match published.next() {
+            Some((entry, outcome)) => match job.result(core, &entry, outcome, true) {
+                Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
+                    job.again(Arc::clone(core), Arc::clone(&wire.publisher), entry, error).await
+                }
+                result => result,
+            },
+            None => Err(Error::new(ErrorKind::OutcomeUnknown, "the adapter gave too few entries back")),
+        });
+    }
+}
+
+impl<'a> IntoFuture for EmitAll<'a> {
+    type Output = Result<Vec<Receipt>, EmitAllError>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl fmt::Debug for EmitAll<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmitAll").field("messages", &self.messages.len()).finish_non_exhaustive()
+    }
+}
+
+/// Some of many events were not published. Holds the result of each, in order.
+pub struct EmitAllError {
+    results: Vec<Result<Receipt, Error>>,
+}
+
+impl EmitAllError {
+    /// The result of each entry, in order.
+    #[must_use]
+    pub fn results(&self) -> &[Result<Receipt, Error>] {
+        &self.results
+    }
+
+    /// The results, to keep.
+    #[must_use]
+    pub fn into_results(self) -> Vec<Result<Receipt, Error>> {
+        self.results
+    }
+
+    fn first(&self) -> Option<&Error> {
+        self.results.iter().find_map(|result| result.as_ref().err())
+    }
+}
+
+impl fmt::Display for EmitAllError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let failed = self.results.iter().filter(|result| result.is_err()).count();
+        write!(f, "{failed} of {} events were not published", self.results.len())?;
+        self.first().map_or(Ok(()), |error| write!(f, "; the first: {error}"))
+    }
+}
+
+impl fmt::Debug for EmitAllError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl std::error::Error for EmitAllError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.first().map(|error| error as _)
+    }
+}

@@ -1,0 +1,200 @@
+//! The sending side: events, calls and subscriptions of one's own.
+
+mod cause;
+mod delivery;
+mod emit;
+mod emit_all;
+mod request;
+mod subscribe;
+mod wires;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub(crate) use cause::Cause;
+pub use delivery::Delivery;
+pub use emit::{Emit, EmitFuture};
+pub use emit_all::{EmitAll, EmitAllError};
+pub use request::Request;
+pub(crate) use request::error_reply;
+pub use subscribe::{Subscribe, Subscription};
+pub(crate) use wires::{SubjectRoute, Wire, Wires};
+
+use crate::clock::Clock;
+use crate::contract::{CallTarget, EventPattern, EventTarget};
+use crate::payload::{FromPayload, IntoPayload};
+use crate::telemetry::ClientMetrics;
+use crate::testing::Recorder;
+use crate::{Codec, Error, ErrorKind, Message};
+
+/// Emits events, makes calls and opens subscriptions, over the transports that the configuration names.
+///
+/// Cheap to clone and safe to share. A handler that takes one gets a client whose messages descend from the delivery:
+/// they carry its trace, and a redelivered handler emits the same ids, so that deduplication works.
+///
+/// ```
+/// use anywire::{App, Client, Result, Router};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// async fn double(number: u32) -> Result<u32> {
+///     Ok(number * 2)
+/// }
+/// let app = App::new("math").router(Router::new().on_call("math.double", double)).url("memory://").start().await?;
+/// let answer: u32 = app.client().request("math.double", &21).await?;
+/// assert_eq!(answer, 42);
+/// # app.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    core: Arc<ClientCore>,
+    cause: Option<Arc<Cause>>,
+}
+
+/// What all clients of one app share.
+pub(crate) struct ClientCore {
+    pub(crate) app: String,
+    pub(crate) codec: Codec,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) wires: Wires,
+    pub(crate) emit_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) dead_letter_retention: Duration,
+    pub(crate) metrics: ClientMetrics,
+    pub(crate) recorder: Option<Arc<Recorder>>,
+    pub(crate) closed: AtomicBool,
+}
+
+impl Client {
+    /// Connects a program that only sends: the app's configuration and adapters, without its handlers.
+    ///
+    /// The connections close when [`close`](Self::close) is called.
+    ///
+    /// # Errors
+    /// As [`App::start`](crate::App::start).
+    pub async fn connect(app: crate::App) -> Result<Self, Error> {
+        app.connect().await
+    }
+
+    /// Publishes an event. Completes when the transport's guarantee is met, or by its deadline (10 s).
+    ///
+    /// The target is a subject or a contract; the payload is encoded now. Nothing is sent before the builder is awaited.
+    ///
+    /// # Errors
+    /// `NoRoute` where nobody takes it, `Overloaded` where a queue stayed full, `OutcomeUnknown` where it cannot be known
+    /// whether it was stored, `Codec`, `TooLarge`, `Config`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// A dropped future may or may not have published the event.
+    pub fn emit<P: IntoPayload + ?Sized>(&self, target: impl EventTarget<P>, payload: &P) -> Emit<'_> {
+        Emit::new(self, target.subject(), payload)
+    }
+
+    /// Publishes many events to one target, pipelined.
+    ///
+    /// # Errors
+    /// An [`EmitAllError`] that holds each entry's result, where any of them failed.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have published any of the events.
+    pub fn emit_all<'p, P: IntoPayload + 'p>(
+        &self,
+        target: impl EventTarget<P>,
+        payloads: impl IntoIterator<Item = &'p P>,
+    ) -> EmitAll<'_> {
+        EmitAll::new(self, target.subject(), payloads)
+    }
+
+    /// Publishes a message as it is: its id, key, headers and content type are kept. For bridges.
+    ///
+    /// # Errors
+    /// As [`emit`](Self::emit).
+    pub fn forward(&self, message: Message) -> Emit<'_> {
+        Emit::forward(self, message)
+    }
+
+    /// Makes a call and waits for its reply, at most until its deadline (10 s).
+    ///
+    /// # Errors
+    /// `Remote` with what the handler answered, `NoRoute` at once where nobody listens and the wire can tell, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the call up; its handler may or may not run.
+    pub fn request<Q, R>(&self, target: impl CallTarget<Q, R>, request: &Q) -> Request<'_, R>
+    where
+        Q: IntoPayload + ?Sized,
+        R: FromPayload,
+    {
+        Request::new(self, target.subject(), request)
+    }
+
+    /// Listens to a pattern: with a group as one of its consumers, without one as a private copy that leaves nothing
+    /// behind.
+    pub fn subscribe<P: FromPayload>(&self, pattern: impl EventPattern<P>) -> Subscribe<'_, P> {
+        Subscribe::new(self, pattern.pattern())
+    }
+
+    /// Sends a dead letter back to the subscription that failed it, and to no other, its attempts reset.
+    ///
+    /// # Errors
+    /// `Config` where the message is no dead letter or came from a broadcast subscription; else as [`emit`](Self::emit).
+    pub async fn redrive(&self, dead_letter: &Message) -> Result<(), Error> {
+        crate::engine::copies::redrive(&self.core, dead_letter).await
+    }
+
+    /// Flushes and closes the connections of a client made by [`connect`](Self::connect).
+    ///
+    /// # Errors
+    /// Where a transport could not be closed in 5 s.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.core.closed.store(true, Ordering::Release);
+        self.core.wires.close(Duration::from_secs(5)).await
+    }
+
+    pub(crate) fn new(core: Arc<ClientCore>) -> Self {
+        Self { core, cause: None }
+    }
+
+    pub(crate) fn caused(core: &Arc<ClientCore>, cause: Cause) -> Self {
+        Self { core: Arc::clone(core), cause: Some(Arc::new(cause)) }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<ClientCore> {
+        &self.core
+    }
+
+    pub(crate) fn cause(&self) -> Option<&Cause> {
+        self.cause.as_deref()
+    }
+
+    /// The native door of an adapter: the transport that the configuration calls `name`.
+    #[must_use]
+    pub fn transport(&self, name: &str) -> Option<Arc<dyn crate::transport::Transport>> {
+        self.core.wires.by_name(name).map(|wire| Arc::clone(&wire.transport))
+    }
+}
+
+impl ClientCore {
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the client is closed"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.core.fmt(f)
+    }
+}
+
+impl fmt::Debug for ClientCore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("app", &self.app).field("wires", &self.wires).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,289 @@
+//! Subscriptions that a program reads itself.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::{IntoFuture, poll_fn};
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use futures::Stream;
+use futures::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use super::{Client, ClientCore, Delivery, Wire};
+use crate::context::{Context, Scope};
+use crate::engine::copies;
+use crate::extract::StateMap;
+use crate::pattern::publish_subscribe::{Incoming, Order, Received, Settle, SettleBatch, Settlement, Spec, SubscriptionId};
+use crate::pattern::{Batch, Pulled};
+use crate::payload::FromPayload;
+use crate::router::{HandlerInfo, HandlerKind};
+use crate::{Error, ErrorKind, Guarantee, Pattern, Start};
+
+/// The default of [`Subscribe::window`].
+const WINDOW: usize = 64;
+
+/// A subscription to be opened; awaiting it opens it.
+#[must_use = "a subscription is opened when the builder is awaited"]
+pub struct Subscribe<'a, P> {
+    client: &'a Client,
+    pattern: Result<Pattern, Error>,
+    group: Option<String>,
+    start: Option<Start>,
+    order: Order,
+    guarantee: Option<Guarantee>,
+    window: usize,
+    payload: PhantomData<fn() -> P>,
+}
+
+impl<'a, P: FromPayload> Subscribe<'a, P> {
+    pub(super) fn new(client: &'a Client, pattern: Result<Pattern, Error>) -> Self {
+        Self {
+            client,
+            pattern,
+            group: None,
+            start: None,
+            order: Order::None,
+            guarantee: None,
+            window: WINDOW,
+            payload: PhantomData,
+        }
+    }
+
+    /// Shares the work with the others of the group. Without one the subscription is a private copy.
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Sets where a new group begins. Default: earliest; for a private copy: latest.
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = Some(start);
+        self
+    }
+
+    /// Sets the order across the group. Default: none asked for.
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Sets how sure the delivery is. Default: what the subject's rule says, else at least once.
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.guarantee = Some(guarantee);
+        self
+    }
+
+    /// Sets the most deliveries that may be unsettled at once; at least 1. Default: 64.
+    pub fn window(mut self, window: usize) -> Self {
+        self.window = window.max(1);
+        self
+    }
+
+    async fn run(self) -> Result<Subscription<P>, Error> {
+        let core = self.client.core();
+        core.check_open()?;
+        let pattern = self.pattern?;
+        let route = core.wires.route_of_pattern(&pattern);
+        let wire = core.wires.wire(route);
+        let id = SubscriptionId { group: self.group.as_deref().map(Into::into), pattern: pattern.clone() };
+        if let Some(group) = &self.group
+            && !pattern.is_dead_letters()
+        {
+            copies::declare_dead_letters(core, wire, group).await?;
+        }
+        let mut spec = Spec::new(id)
+            .with_guarantee(route.guarantee(self.guarantee)?)
+            .with_order(self.order)
+            .with_window(self.window)
+            .with_retention(route.retention);
+        if let Some(start) = self.start {
+            spec = spec.with_start(start);
+        }
+        let opened = wire.subscriber.subscribe(std::slice::from_ref(&spec)).await.into_iter().next();
+        let missing = || Err(Error::new(ErrorKind::Unavailable, "the adapter opened no subscription"));
+        let incoming = opened.unwrap_or_else(missing).map_err(|error| {
+            error.with_operation("subscribe").with_context("subscription", &spec.subscription)
+        })?;
+        Ok(Subscription::new(core, wire, incoming, spec))
+    }
+}
+
+impl<'a, P: FromPayload> IntoFuture for Subscribe<'a, P> {
+    type Output = Result<Subscription<P>, Error>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl<P> fmt::Debug for Subscribe<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscribe").field("pattern", &self.pattern).field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+/// The deliveries of a subscription, as a stream. Dropping it gives back what was not settled.
+///
+/// An item that cannot be decoded is an `Err`, and its message is in the group's dead letters; a private copy of it is
+/// acknowledged. An `Err` that is [retryable](Error::is_retryable) is news of the connection: the stream goes on.
+#[must_use = "deliveries come as the subscription is read"]
+pub struct Subscription<P> {
+    shared: Arc<SubscriptionShared>,
+    incoming: Box<dyn Incoming>,
+    batch: Batch<Received>,
+    waiting: VecDeque<Received>,
+    /// The dead-lettering of an undecodable message, before its error is handed out.
+    refusing: Option<BoxFuture<'static, Error>>,
+    ended: bool,
+    payload: PhantomData<fn() -> P>,
+}
+
+/// What a subscription and its deliveries share.
+pub(super) struct SubscriptionShared {
+    pub(super) scope: Arc<Scope>,
+    pub(super) wire: Arc<Wire>,
+    pub(super) settler: Arc<dyn Settle>,
+    pub(super) spec: Spec,
+}
+
+impl<P: FromPayload> Subscription<P> {
+    fn new(core: &Arc<ClientCore>, wire: &Arc<Wire>, incoming: Box<dyn Incoming>, spec: Spec) -> Self {
+        let info = HandlerInfo {
+            name: spec.subscription.to_string(),
+            kind: HandlerKind::Event,
+            pattern: spec.subscription.pattern.clone(),
+            group: spec.subscription.group.as_ref().map(ToString::to_string),
+            doc: String::new(),
+            payload_type: std::any::type_name::<P>(),
+            reply_type: "()",
+            error_type: "()",
+            transport: wire.name.clone(),
+        };
+        let scope = Scope {
+            info: Arc::new(info),
+            client: Arc::clone(core),
+            states: Arc::new(StateMap::default()),
+            abandoned: CancellationToken::new(),
+        };
+        let settler = incoming.settler();
+        let batch = Batch::new(spec.window);
+        let shared = SubscriptionShared { scope: Arc::new(scope), wire: Arc::clone(wire), settler, spec };
+        Self {
+            shared: Arc::new(shared),
+            incoming,
+            batch,
+            waiting: VecDeque::new(),
+            refusing: None,
+            ended: false,
+            payload: PhantomData,
+        }
+    }
+
+    /// The next delivery; `None` when the subscription has ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Delivery<P>, Error>> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Stops the subscription and gives back what was not handed out. Deliveries that were can still be settled.
+    ///
+    /// # Errors
+    /// Where the broker could not be told.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        self.ended = true;
+        self.incoming.stop().await
+    }
+
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Delivery<P>, Error>>> {
+        loop {
+            if let Some(refusing) = &mut self.refusing {
+                let error = std::task::ready!(refusing.as_mut().poll(cx));
+                self.refusing = None;
+                return Poll::Ready(Some(Err(error)));
+            }
+            if let Some(received) = self.waiting.pop_front() {
+                match self.open(received) {
+                    Ok(delivery) => return Poll::Ready(Some(Ok(delivery))),
+                    Err(refusing) => self.refusing = Some(refusing),
+                }
+                continue;
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match std::task::ready!(self.incoming.poll_batch(cx, &mut self.batch)) {
+                Ok(Pulled::Some) => self.waiting.extend(self.batch.drain()),
+                Ok(Pulled::End) => self.ended = true,
+                Err(error) => {
+                    self.ended = !error.is_retryable();
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn open(&self, received: Received) -> Result<Delivery<P>, BoxFuture<'static, Error>> {
+        let Received { message, tag, deliveries: _, native } = received;
+        let mut context = Context::new(message, Arc::clone(&self.shared.scope));
+        context.native = native;
+        match P::from_payload(&context.message) {
+            Ok(payload) => Ok(Delivery::new(payload, context, tag, Arc::clone(&self.shared))),
+            Err(error) => {
+                let delivery = Delivery::new((), context, tag, Arc::clone(&self.shared));
+                Err(Box::pin(async move {
+                    match delivery.dead_letter(error.to_string()).await {
+                        Ok(()) => error,
+                        Err(failed) => failed,
+                    }
+                }))
+            }
+        }
+    }
+}
+
+impl<P: FromPayload> Stream for Subscription<P> {
+    type Item = Result<Delivery<P>, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        self.poll(cx)
+    }
+}
+
+impl<P> Drop for Subscription<P> {
+    fn drop(&mut self) {
+        for received in self.waiting.drain(..) {
+            self.shared.give_back(received.tag);
+        }
+    }
+}
+
+impl<P> fmt::Debug for Subscription<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("id", &self.shared.spec.subscription).finish_non_exhaustive()
+    }
+}
+
+impl SubscriptionShared {
+    pub(super) async fn settle(&self, tag: crate::pattern::Tag, settlement: Settlement) -> Result<(), Error> {
+        let mut batch = SettleBatch::default();
+        batch.push(tag, settlement);
+        self.settler.settle(batch).wait().await.into_single().map_err(|error| error.with_operation("settle"))
+    }
+
+    /// Gives a delivery back from where nothing can be awaited.
+    pub(super) fn give_back(&self, tag: crate::pattern::Tag) {
+        let mut batch = SettleBatch::default();
+        batch.push(tag, Settlement::Return);
+        if let crate::pattern::Progress::Pending(settling) = self.settler.settle(batch)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(settling);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! One attempt of a handler: its layers, its deadline, its panics.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use tracing::Instrument;
+
+use crate::clock::{Clock, Sleep};
+use crate::context::{Context, Scope};
+use crate::handler::{Erased, HandlerFuture, Output, Rejection};
+use crate::layer::{Layer, Next};
+use crate::router::HandlerKind;
+use crate::Failure;
+
+/// Calls one handler.
+pub(crate) struct Invoke {
+    pub(crate) scope: Arc<Scope>,
+    handler: Erased,
+    layers: Arc<[Arc<dyn Layer>]>,
+    pub(crate) timeout: Duration,
+}
+
+/// How far the first poll of an attempt came.
+pub(super) enum First {
+    Over(Result<Output, Failed>),
+    Waiting(HandlerFuture),
+}
+
+/// Why an attempt failed.
+pub(super) enum Failed {
+    /// The handler was never called: its payload cannot be read.
+    Undecodable(crate::Error),
+    By(Failure),
+}
+
+impl Invoke {
+    pub(crate) fn new(scope: Arc<Scope>, handler: Erased, layers: Vec<Arc<dyn Layer>>, timeout: Duration) -> Self {
+        Self { scope, handler, layers: layers.into(), timeout }
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.scope.client.clock
+    }
+
+    /// Begins an attempt and polls it once: most handlers that do not wait end here, without a timer.
+    pub(super) fn begin(&self, context: &Context, cx: &mut TaskContext<'_>) -> First {
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            let mut future = match self.call(context) {
+                Ok(future) => future,
+                Err(Rejection::Undecodable(error)) => return First::Over(Err(Failed::Undecodable(error))),
+                Err(Rejection::Failed(failure)) => return First::Over(Err(Failed::By(failure))),
+            };
+            match future.poll_unpin(cx) {
+                Poll::Ready(result) => First::Over(result.map_err(Failed::By)),
+                Poll::Pending => First::Waiting(future),
+            }
+        }));
+        begun.unwrap_or_else(|panic| First::Over(Err(Failed::By(panicked(&*panic)))))
+    }
+
+    /// Goes on with an attempt until its deadline.
+    pub(super) async fn go_on(&self, mut future: HandlerFuture, deadline: Instant) -> Result<Output, Failed> {
+        let mut timer: Option<Sleep> = None;
+        poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| future.poll_unpin(cx))) {
+                Ok(Poll::Pending) => {}
+                Ok(Poll::Ready(result)) => return Poll::Ready(result.map_err(Failed::By)),
+                Err(panic) => return Poll::Ready(Err(Failed::By(panicked(&*panic)))),
+            }
+            let timer = timer.get_or_insert_with(|| self.clock().sleep_until(deadline));
+            timer.poll_unpin(cx).map(|()| Err(Failed::By(self.timed_out())))
+        })
+        .await
+    }
+
+    /// A whole attempt.
+    pub(super) async fn run(&self, context: &Context, deadline: Instant) -> Result<Output, Failed> {
+        match poll_fn(|cx| Poll::Ready(self.begin(context, cx))).await {
+            First::Over(result) => result,
+            First::Waiting(future) => self.go_on(future, deadline).await,
+        }
+    }
+
+    fn call(&self, context: &Context) -> Result<HandlerFuture, Rejection> {
+        let span = self.span(context);
+        if self.layers.is_empty() && span.is_disabled() {
+            return (self.handler)(context);
+        }
+        let future: HandlerFuture = if self.layers.is_empty() {
+            let _entered = span.enter();
+            (self.handler)(context)?
+        } else {
+            let next = Next::new(Arc::clone(&self.layers), Arc::clone(&self.handler));
+            Box::pin(next.run(context.for_handler()))
+        };
+        Ok(if span.is_disabled() { future } else { Box::pin(future.instrument(span)) })
+    }
+
+    fn span(&self, context: &Context) -> tracing::Span {
+        let info = &self.scope.info;
+        tracing::info_span!(
+            "process",
+            otel.kind = if info.kind == HandlerKind::Call { "server" } else { "consumer" },
+            messaging.operation.name = "process",
+            messaging.destination.name = %context.subject(),
+            messaging.destination.template = %info.pattern,
+            messaging.consumer.group.name = info.group.as_deref(),
+            handler = %info.name,
+            attempt = context.attempt(),
+            traceparent = context.headers().get_str("traceparent"),
+        )
+    }
+
+    fn timed_out(&self) -> Failure {
+        Failure::transient(format!("the attempt took longer than {:?}", self.timeout))
+    }
+}
+
+/// A panic is a failed attempt, not a dead process.
+fn panicked(panic: &(dyn Any + Send)) -> Failure {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Failure::transient(format!("the handler panicked: {}", text.unwrap_or("no message")))
+}

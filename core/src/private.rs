@@ -1,0 +1,21 @@
+//! What the macros' expansion uses and nobody else should.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::Route;
+
+/// An annotated function, as `handlers![]` finds it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    note = "put `#[event_pattern(\"...\")]` or `#[message_pattern(\"...\")]` on the function"
+)]
+pub trait Annotated {
+    /// Its route.
+    fn route() -> Route;
+}
+
+/// A typed error as the details that its caller can decode.
+pub fn details<T: Serialize + ?Sized>(error: &T) -> Option<Value> {
+    serde_json::to_value(error).ok()
+}
