@@ -1,3 +1,28 @@
-//! placeholder
+#![doc = include_str!("../README.md")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a behaviour reports by panicking, as any test does"
+)]
 
+mod behaviour;
+mod connection;
+mod harness;
+mod leaks;
+mod ledger;
+mod profile;
 pub mod proxy;
+mod runner;
+pub mod sections;
+mod skips;
+mod subscription;
+mod test;
+
+pub use behaviour::{Behaviour, Need};
+pub use connection::{Connection, PUBLISH_TIMEOUT};
+pub use harness::{BrokerControl, Foreign, Harness, Raw};
+pub use ledger::{Ledger, assert_intact};
+pub use profile::Profile;
+pub use runner::{check, run};
+pub use sections::behaviours;
+pub use subscription::{Calls, Delivery, Subscription};
+pub use test::{TEST_HEADER, Test, number};
