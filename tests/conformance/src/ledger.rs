@@ -154,11 +154,11 @@ fn content_type(message: &Message) -> ContentType {
 }
 
 /// Headers as they are promised: spelling of names and the order across them do not count, the order of values does.
-fn headers(message: &Message) -> BTreeMap<String, Vec<Vec<u8>>> {
+fn headers(message: &Message) -> BTreeMap<String, Vec<String>> {
     let mut headers: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (name, value) in message.headers().iter() {
         let values = headers.entry(name.to_ascii_lowercase()).or_default();
-        values.push(value.to_vec());
+        values.push(value.escape_ascii().to_string());
     }
     headers
 }

@@ -91,8 +91,17 @@ impl Subscription {
     }
 
     /// Receives and acks one delivery.
+    ///
+    /// # Panics
+    /// When none comes within the profile's idle gap.
     pub async fn receive_one(&mut self, ledger: &mut Ledger) {
-        let delivery = self.next().await;
+        let gap = self.test.profile().idle_gap();
+        let Some(delivery) = self.next_within(gap).await else {
+            panic!(
+                "{} messages are missing, and nothing arrived for {gap:?}",
+                ledger.missing()
+            );
+        };
         ledger.receive(&delivery.message);
         delivery.ack().await;
     }

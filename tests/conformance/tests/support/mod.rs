@@ -1,7 +1,12 @@
-//! The memory transport as a harness: the shortest there is, and the one to copy.
+//! The memory transport as a harness, whole, wrapped, or broken.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod broken;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anywire::clock::TokioClock;
@@ -10,8 +15,10 @@ use anywire::memory::{self, MemoryBroker};
 use anywire::pattern::publish_subscribe::{Entry, PublishBatch, Published, SubscriptionId};
 use anywire::transport::{Adapter, Transport};
 use anywire::{Capabilities, Error, Message, Subject};
-use anywire_conformance::{Foreign, Harness, Raw};
+use anywire_conformance::{BrokerControl, Foreign, Harness, Raw};
 use async_trait::async_trait;
+
+use self::broken::{Broken, Fault};
 
 /// One broker for the whole suite: tests run side by side on it.
 #[derive(Clone, Debug, Default)]
@@ -77,4 +84,113 @@ impl Raw for Memory {
             .find(|stored| stored.subscription == *subscription);
         Ok(found.and_then(|found| found.backlog))
     }
+}
+
+/// Memory behind a transport that forwards everything, or misbehaves in one way.
+#[derive(Debug)]
+pub(crate) struct Wrapped {
+    memory: Memory,
+    name: &'static str,
+    fault: Fault,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Wrapped {
+    pub(crate) fn new(name: &'static str, fault: Fault) -> Self {
+        Self {
+            memory: Memory::default(),
+            name,
+            fault,
+            frozen: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Harness for Wrapped {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+
+    async fn connect(&self) -> Result<Arc<dyn Transport>, Error> {
+        let inner = self.memory.connect().await?;
+        Ok(Arc::new(Broken::new(
+            inner,
+            self.fault,
+            Arc::clone(&self.frozen),
+        )))
+    }
+
+    fn raw(&self) -> Option<&dyn Raw> {
+        self.memory.raw()
+    }
+}
+
+/// As [`Wrapped`], with a broker that can stand still: all that it takes to see what becomes of a publish whose fate
+/// nobody knows.
+#[derive(Debug)]
+pub(crate) struct Frozen(pub(crate) Wrapped);
+
+#[async_trait]
+impl Harness for Frozen {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn connect(&self) -> Result<Arc<dyn Transport>, Error> {
+        self.0.connect().await
+    }
+
+    fn broker(&self) -> Option<&dyn BrokerControl> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl BrokerControl for Frozen {
+    async fn start(&self) -> io::Result<()> {
+        Err(only_freezes())
+    }
+
+    async fn stop(&self) -> io::Result<()> {
+        Err(only_freezes())
+    }
+
+    async fn kill(&self) -> io::Result<()> {
+        Err(only_freezes())
+    }
+
+    async fn freeze(&self) -> io::Result<()> {
+        self.0.frozen.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn thaw(&self) -> io::Result<()> {
+        self.0.frozen.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn cut(&self) -> io::Result<()> {
+        Err(only_freezes())
+    }
+
+    async fn heal(&self) -> io::Result<()> {
+        Err(only_freezes())
+    }
+
+    async fn kill_connections(&self) -> io::Result<()> {
+        Err(only_freezes())
+    }
+}
+
+fn only_freezes() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "memory has no broker to break")
 }
