@@ -1,11 +1,14 @@
 //! The message and its first-class fields.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use rand::RngExt;
+use rand::rngs::SmallRng;
 use smol_str::SmolStr;
 
 use crate::codec::ContentType;
@@ -13,7 +16,8 @@ use crate::{Headers, Pattern, Subject};
 
 /// A message: a subject, a payload, headers, and the fields that brokers have a native place for.
 ///
-/// The payload is the codec's bytes and nothing else. Cloning shares payload and headers.
+/// The payload is the codec's bytes and nothing else. A message is one pointer: cloning shares everything, and changing a
+/// shared one copies its fields first.
 ///
 /// ```
 /// use anywire::{Message, Subject};
@@ -23,7 +27,10 @@ use crate::{Headers, Pattern, Subject};
 /// # Ok::<(), anywire::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Message {
+pub struct Message(Arc<Fields>);
+
+#[derive(Clone)]
+struct Fields {
     subject: Subject,
     payload: Bytes,
     headers: Headers,
@@ -48,7 +55,7 @@ struct Rare {
 impl Message {
     /// A message with nothing but a subject and a payload.
     pub fn new(subject: Subject, payload: impl Into<Bytes>) -> Self {
-        Self {
+        Self(Arc::new(Fields {
             subject,
             payload: payload.into(),
             headers: Headers::new(),
@@ -58,41 +65,41 @@ impl Message {
             timestamp: None,
             rare: None,
             guard: None,
-        }
+        }))
     }
 
     /// Sets the id.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<MessageId>) -> Self {
-        self.id = Some(id.into());
+        self.fields_mut().id = Some(id.into());
         self
     }
 
     /// Sets the key: messages of one key are handled in order.
     #[must_use]
     pub fn with_key(mut self, key: impl Into<Key>) -> Self {
-        self.key = Some(key.into());
+        self.fields_mut().key = Some(key.into());
         self
     }
 
     /// Sets the headers.
     #[must_use]
     pub fn with_headers(mut self, headers: Headers) -> Self {
-        self.headers = headers;
+        self.fields_mut().headers = headers;
         self
     }
 
     /// Says how the payload is encoded. `None` means the default, JSON.
     #[must_use]
     pub fn with_content_type(mut self, content_type: impl Into<Option<ContentType>>) -> Self {
-        self.content_type = content_type.into();
+        self.fields_mut().content_type = content_type.into();
         self
     }
 
     /// Sets the time at which it was published.
     #[must_use]
     pub fn with_timestamp(mut self, timestamp: SystemTime) -> Self {
-        self.timestamp = Some(timestamp);
+        self.fields_mut().timestamp = Some(timestamp);
         self
     }
 
@@ -134,114 +141,117 @@ impl Message {
     /// Sends the same message to another subject.
     #[must_use]
     pub fn with_subject(mut self, subject: Subject) -> Self {
-        self.subject = subject;
+        self.fields_mut().subject = subject;
         self
     }
 
     /// The subject it was sent to. For a retry copy that is the original's subject.
     #[must_use]
     pub fn subject(&self) -> &Subject {
-        &self.subject
+        &self.0.subject
     }
 
     /// The bytes as they were sent.
     #[must_use]
     pub fn payload(&self) -> &Bytes {
-        &self.payload
+        &self.0.payload
     }
 
     /// The headers that the sender set, the framework's own not among them.
     #[must_use]
     pub fn headers(&self) -> &Headers {
-        &self.headers
+        &self.0.headers
     }
 
     /// The headers, to be changed.
     pub fn headers_mut(&mut self) -> &mut Headers {
-        &mut self.headers
+        &mut self.fields_mut().headers
     }
 
     /// The id, where the sender or the wire gave one.
     #[must_use]
     pub fn id(&self) -> Option<&MessageId> {
-        self.id.as_ref()
+        self.0.id.as_ref()
     }
 
     /// The key, where the sender gave one.
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
-        self.key.as_ref()
+        self.0.key.as_ref()
     }
 
     /// How the payload is encoded; `None` means the default, JSON.
     #[must_use]
     pub fn content_type(&self) -> Option<&ContentType> {
-        self.content_type.as_ref()
+        self.0.content_type.as_ref()
     }
 
     /// When it was published, where the wire tells.
     #[must_use]
     pub fn timestamp(&self) -> Option<SystemTime> {
-        self.timestamp
+        self.0.timestamp
     }
 
     /// What links the messages of one conversation.
     #[must_use]
     pub fn correlation_id(&self) -> Option<&str> {
-        self.rare.as_ref()?.correlation_id.as_deref()
+        self.0.rare.as_ref()?.correlation_id.as_deref()
     }
 
     /// Where a reply goes.
     #[must_use]
     pub fn reply_to(&self) -> Option<&str> {
-        self.rare.as_ref()?.reply_to.as_deref()
+        self.0.rare.as_ref()?.reply_to.as_deref()
     }
 
     /// The time a call had left when it was sent.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.rare.as_ref()?.deadline
+        self.0.rare.as_ref()?.deadline
     }
 
     /// The code of an error reply.
     #[must_use]
     pub fn error_code(&self) -> Option<&str> {
-        self.rare.as_ref()?.error_code.as_deref()
+        self.0.rare.as_ref()?.error_code.as_deref()
     }
 
     /// What a retry copy or a dead letter tells about its past; `None` on a message that has not failed.
     #[must_use]
     pub fn trail(&self) -> Option<&Trail> {
-        self.rare.as_ref()?.trail.as_ref()
+        self.0.rare.as_ref()?.trail.as_ref()
     }
 
     /// Payload and headers together, in bytes: what bounded queues count.
     #[must_use]
     pub fn byte_len(&self) -> usize {
-        self.payload.len() + self.headers.byte_len()
+        self.0.payload.len() + self.0.headers.byte_len()
     }
 
     pub(crate) fn trail_mut(&mut self) -> &mut Trail {
-        let subject = &self.subject;
-        let rare = self.rare.get_or_insert_default();
-        rare.trail
-            .get_or_insert_with(|| Trail::new(subject.clone()))
+        let Fields { subject, rare, .. } = self.fields_mut();
+        let rare = rare.get_or_insert_default();
+        rare.trail.get_or_insert_with(|| Trail::new(subject.clone()))
     }
 
     pub(crate) fn set_id(&mut self, id: MessageId) {
-        self.id = Some(id);
+        self.fields_mut().id = Some(id);
     }
 
     pub(crate) fn guard(&self) -> Option<&Guard> {
-        self.guard.as_ref()
+        self.0.guard.as_ref()
     }
 
     pub(crate) fn set_guard(&mut self, guard: Option<Guard>) {
-        self.guard = guard;
+        self.fields_mut().guard = guard;
     }
 
     fn rare_mut(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+        self.fields_mut().rare.get_or_insert_default()
+    }
+
+    fn fields_mut(&mut self) -> &mut Fields {
+        Arc::make_mut(&mut self.0)
     }
 }
 
@@ -249,13 +259,13 @@ impl Message {
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")
-            .field("subject", &self.subject)
-            .field("payload", &format_args!("{} bytes", self.payload.len()))
-            .field("headers", &self.headers)
-            .field("id", &self.id)
-            .field("key", &self.key.as_ref().map(|key| key.0.len()))
-            .field("content_type", &self.content_type)
-            .field("rare", &self.rare)
+            .field("subject", &self.0.subject)
+            .field("payload", &format_args!("{} bytes", self.0.payload.len()))
+            .field("headers", &self.0.headers)
+            .field("id", &self.0.id)
+            .field("key", &self.0.key.as_ref().map(|key| key.0.len()))
+            .field("content_type", &self.0.content_type)
+            .field("rare", &self.0.rare)
             .finish_non_exhaustive()
     }
 }
@@ -284,9 +294,12 @@ enum Repr {
 
 impl MessageId {
     /// A random id of 128 bits.
+    ///
+    /// For deduplication, not for secrecy: it comes from a fast generator, seeded once for each thread.
     #[must_use]
     pub fn random() -> Self {
-        Self(Repr::Ours(rand::random()))
+        thread_local!(static IDS: RefCell<SmallRng> = RefCell::new(rand::make_rng()));
+        Self(Repr::Ours(IDS.with_borrow_mut(|ids| ids.random())))
     }
 
     /// An id from its bytes.

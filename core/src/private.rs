@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
+pub use crate::handler::Handler;
+
 use crate::Route;
 
 /// An annotated function, as `handlers![]` finds it.

@@ -7,7 +7,7 @@ use super::keys::{Keys, Shown};
 use super::kind;
 use super::layer::{RuleSection, TransportSection};
 use super::origin::{Origin, Said};
-use super::secret::{MASK, SecretSource, is_secret_name, masked};
+use super::secret::{SecretSource, is_secret_name, masked};
 use super::tree::{self, Data, Node};
 
 /// Every key that holds, as `key = value  # origin`, one a line; secrets are masked.
@@ -128,8 +128,7 @@ impl Lines {
     }
 
     fn text(&mut self, path: &str, key: &str, text: &str, origin: &Origin) {
-        let value = toml::Value::String(text.to_owned()).to_string();
-        self.add(path, key, &value, origin);
+        self.add(path, key, &kind::quoted(text), origin);
     }
 
     /// What is said, then the defaults of what is not.
@@ -189,7 +188,6 @@ impl Lines {
         for (key, node) in table {
             match &node.data {
                 Data::Table(_) if !is_secret_name(key) => self.node(&format!("{path}.{key}"), node),
-                _ if is_secret_name(key) => self.text(path, key, MASK, &node.origin),
                 _ => {
                     let one = tree::Table::from([(key.clone(), node.clone())]);
                     let shown = masked(&tree::to_toml(&one));

@@ -79,8 +79,8 @@ fn text(node: &Node) -> Option<String> {
     node.text().map(str::to_owned)
 }
 
-fn quoted(text: &String) -> String {
-    toml::Value::String(text.clone()).to_string()
+pub(super) fn quoted(text: impl Into<String>) -> String {
+    toml::Value::String(text.into()).to_string()
 }
 
 fn whole<T: TryFrom<i64>>(node: &Node) -> Option<T> {
@@ -131,7 +131,7 @@ pub(super) const CODEC: Kind<Codec> = Kind {
     expected: "a codec of this build: \"json\", or with their features \"msgpack\" and \"cbor\"",
     read: variant::<Codec>,
     is_good: any::<Codec>,
-    show: |codec| quoted(&format!("{codec:?}").to_ascii_lowercase()),
+    show: |codec| quoted(format!("{codec:?}").to_ascii_lowercase()),
 };
 
 pub(super) const FLAG: Kind<bool> = Kind {
@@ -151,14 +151,14 @@ pub(super) const GROUP: Kind<String> = Kind {
         let fits = !text.trim().is_empty() && text.chars().count() <= 128;
         fits && !text.contains(char::is_control)
     },
-    show: quoted,
+    show: |text| quoted(text),
 };
 
 pub(super) const TRANSPORT: Kind<String> = Kind {
     expected: "the name of a transport: a lower-case letter, then lower-case letters, digits, `-` or `_`",
     read: text,
     is_good: |text| is_transport_name(text),
-    show: quoted,
+    show: |text| quoted(text),
 };
 
 /// Lower case, since environment variables are matched without regard to case.
@@ -174,14 +174,14 @@ pub(super) const TEXT: Kind<String> = Kind {
     expected: "a text that is not empty",
     read: text,
     is_good: |text| !text.is_empty(),
-    show: quoted,
+    show: |text| quoted(text),
 };
 
 pub(super) const PATH: Kind<PathBuf> = Kind {
     expected: "the path of a file",
     read: |node| node.text().map(PathBuf::from),
     is_good: |path| !path.as_os_str().is_empty(),
-    show: |path| quoted(&path.display().to_string()),
+    show: |path| quoted(path.display().to_string()),
 };
 
 pub(super) const VARIABLE: Kind<String> = Kind {
@@ -191,14 +191,14 @@ pub(super) const VARIABLE: Kind<String> = Kind {
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         !text.is_empty() && text.bytes().all(is_name)
     },
-    show: quoted,
+    show: |text| quoted(text),
 };
 
 pub(super) const PATTERN: Kind<Pattern> = Kind {
     expected: "a pattern such as \"audit.>\"",
     read: |node| Pattern::parse(node.text()?).ok(),
     is_good: any::<Pattern>,
-    show: |pattern| quoted(&pattern.to_string()),
+    show: |pattern| quoted(pattern.to_string()),
 };
 
 pub(super) const CONCURRENCY: Kind<usize> = Kind {

@@ -1,5 +1,6 @@
 //! A layer of configuration, read and checked by itself: what is overridden must be right too.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::keys::{HandlerKeys, Keys, SubjectKeys, TlsKeys, TopKeys};
@@ -96,7 +97,7 @@ impl Layer {
             }
         }
         self.subjects.splice(0..0, high.subjects);
-        self.subjects.sort_by(|a, b| b.rank.cmp(&a.rank));
+        self.subjects.sort_by_key(|rule| Reverse(rule.rank));
     }
 
     /// Remembers the values of the environment variables that hold secrets.
@@ -162,7 +163,8 @@ impl Layer {
                 Origin::Variable(_) => (&mut self.handlers_without_case, name.to_ascii_lowercase()),
                 _ => (&mut self.handlers, name.clone()),
             };
-            handlers.insert(name, HandlerSection { origin, keys });
+            let section = HandlerSection { origin, keys };
+            merge_handlers(handlers, BTreeMap::from([(name, section)]));
         }
         Ok(())
     }

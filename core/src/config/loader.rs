@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Config;
 use super::layer::Layer;
@@ -58,12 +58,18 @@ impl Loader {
                 Err(_) => {}
             }
         }
+        Ok(Self::of(variables, Path::new("")))
+    }
+
+    fn of(variables: BTreeMap<String, String>, directory: &Path) -> Self {
+        let default = directory.join("anywire.toml");
         let loader = match variables.get("ANYWIRE_CONFIG") {
             Some(path) => Self::default().file(path),
-            None if PathBuf::from("anywire.toml").exists() => Self::default().file("anywire.toml"),
+            // A file that may not be looked at is no reason to start without it.
+            None if default.try_exists().unwrap_or(true) => Self::default().file(default),
             None => Self::default(),
         };
-        Ok(loader.env(variables))
+        loader.env(variables)
     }
 
     /// Starts from a configuration that exists already, such as one from the user's own settings.
@@ -125,7 +131,11 @@ impl Loader {
             Some(variables) => variables.get(name).cloned(),
             None => std::env::var(name).ok(),
         });
-        Config::from_layer(layer, turn)
+        let config = Config::from_layer(layer, turn)?;
+        Ok(match self.base {
+            Some(base) if base.is_on_memory() => config.on_memory(),
+            _ => config,
+        })
     }
 
     /// Reads what another part of the program has deserialized.
@@ -160,5 +170,36 @@ impl fmt::Debug for Loader {
             .field("files", &self.files.len())
             .field("force", &self.force.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn grace(variables: &[(&str, &str)], directory: &Path) -> Result<u64, String> {
+        let variables = variables.iter();
+        let variables = variables.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let config = Loader::of(variables.collect(), directory).load();
+        config
+            .map(|config| config.grace().as_secs())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_file_is_the_one_of_the_variable_or_else_that_of_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(grace(&[], directory.path()), Ok(25));
+        std::fs::write(directory.path().join("anywire.toml"), "grace = '1s'").unwrap();
+        assert_eq!(grace(&[], directory.path()), Ok(1));
+        assert_eq!(grace(&[("ANYWIRE__GRACE", "2s")], directory.path()), Ok(2));
+        let other = directory.path().join("other.toml");
+        std::fs::write(&other, "grace = '3s'").unwrap();
+        let named = [("ANYWIRE_CONFIG", other.to_str().unwrap())];
+        assert_eq!(grace(&named, directory.path()), Ok(3));
+        let error = grace(&[("ANYWIRE_CONFIG", "/no/such.toml")], directory.path());
+        assert!(error.unwrap_err().contains("/no/such.toml"));
     }
 }

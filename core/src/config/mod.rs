@@ -12,13 +12,13 @@ mod layer;
 mod loader;
 mod nearest;
 mod origin;
+mod resolve;
 mod secret;
 mod settings;
 mod subject;
 mod transport;
 mod tree;
 mod url;
-mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -199,6 +199,10 @@ impl Config {
 
     fn turn(&self) -> u32 {
         self.0.turn
+    }
+
+    fn is_on_memory(&self) -> bool {
+        self.0.on_memory
     }
 }
 

@@ -147,33 +147,38 @@ impl TransportConfig {
     }
 
     fn section_error(&self, error: &toml::de::Error) -> Error {
-        let path = format!("transports.{}.{}", self.name, self.scheme);
-        let mut known: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
-        let unknown = error.message().starts_with("unknown field") && !known.is_empty();
-        // The crate tells the key only in the second line of its display: in `a.b`.
         let display = error.to_string();
-        let key = match unknown {
-            true => known.remove(0).to_owned(),
-            false => display.rsplit('`').nth(1).unwrap_or_default().to_owned(),
+        // The crate tells where it was only in the last line of its display: in `a.b`.
+        let line = display.lines().last().unwrap_or_default();
+        let inside = line
+            .strip_prefix("in `")
+            .and_then(|line| line.strip_suffix('`'));
+        let inside = inside.unwrap_or_default();
+        let mut names = error.message().split('`').skip(1).step_by(2);
+        let unknown = match error.message().starts_with("unknown field") {
+            true => names.next(),
+            false => None,
         };
-        let top = key.split('.').next().unwrap_or_default();
-        let place = match self.places.get(top) {
+        let top = inside.split('.').next().filter(|top| !top.is_empty());
+        let place = match self.places.get(top.or(unknown).unwrap_or_default()) {
             Some(origin) => format!("{origin}: "),
             None => String::new(),
         };
-        Error::config(if unknown {
-            let hint = suggestion(&key, &known);
-            format!(
-                "{place}unknown key \"{}\" in [{path}]; {hint}",
-                printable(&key)
-            )
-        } else {
-            let why = without_values(error.message(), &self.section);
-            let key = match key.is_empty() {
-                true => String::new(),
-                false => format!("\"{}\" in ", printable(&key)),
-            };
-            format!("{place}{key}[{path}]: {why}")
+        let path = format!("[transports.{}.{}]", self.name, self.scheme);
+        let at = match inside.is_empty() {
+            true => path,
+            false => format!("\"{}\" in {path}", printable(inside)),
+        };
+        Error::config(match unknown {
+            Some(key) => {
+                let hint = suggestion(key, &names.collect::<Vec<_>>());
+                let key = printable(key);
+                format!("{place}unknown key \"{key}\" in {at}; {hint}")
+            }
+            None => {
+                let why = without_values(error.message(), &self.section);
+                format!("{place}{at}: {why}")
+            }
         })
     }
 }
@@ -254,6 +259,7 @@ mod tests {
     struct Section {
         linger: Option<u32>,
         password: Option<u32>,
+        deep: Option<Box<Self>>,
     }
 
     fn with_section(text: &str) -> TransportConfig {
@@ -271,6 +277,7 @@ mod tests {
     fn a_section_is_read_by_its_adapter() {
         let section: Section = with_section("linger = 5").section().unwrap();
         assert_eq!((section.linger, section.password), (Some(5), None));
+        assert!(section.deep.is_none());
     }
 
     #[test]
@@ -278,6 +285,10 @@ mod tests {
         assert_eq!(
             section_error("lingr = 5"),
             "unknown key \"lingr\" in [transports.log.kafka]; did you mean \"linger\"?"
+        );
+        assert_eq!(
+            section_error("deep = { lingr = 5 }"),
+            "unknown key \"lingr\" in \"deep\" in [transports.log.kafka]; did you mean \"linger\"?"
         );
     }
 
