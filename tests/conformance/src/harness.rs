@@ -5,29 +5,26 @@ use std::io;
 use std::sync::Arc;
 
 use anywire::clock::{Clock, TokioClock};
+use anywire::config::{Config, TransportConfig};
 use anywire::pattern::publish_subscribe::SubscriptionId;
-use anywire::transport::Transport;
+use anywire::transport::{Adapter, Transport};
 use anywire::{Capabilities, Error, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// The adapter under test. One harness serves the whole suite, from many tests at once.
+/// The adapter under test. One harness serves the whole suite, from many tests at once, on runtimes of their own.
 ///
 /// What it keeps for the whole run (a server, a native connection) it should open before the suite starts: sockets and
 /// threads that outlive the tests are taken for leaks.
-#[async_trait]
 pub trait Harness: Send + Sync + 'static {
     /// The name that begins each test's name, such as `nats`.
     fn name(&self) -> &str;
 
-    /// The adapter's declaration. It decides which behaviours are tested.
-    fn capabilities(&self) -> Capabilities;
+    /// The adapter. Called many times; what it connects to is the same each time.
+    fn adapter(&self) -> Arc<dyn Adapter>;
 
-    /// A new client, independent of all others. Called many times in a test; tests run on runtimes of their own.
-    ///
-    /// # Errors
-    /// As [`Adapter::connect`](anywire::transport::Adapter::connect).
-    async fn connect(&self) -> Result<Arc<dyn Transport>, Error>;
+    /// The configuration of an app on this wire, as TOML: at least `url = "..."`.
+    fn config(&self) -> String;
 
     /// What the subjects of a test begin with: legal on the wire, and as unique as `test`, which names test and run and
     /// holds only lower-case letters, digits and `-`.
@@ -45,9 +42,41 @@ pub trait Harness: Send + Sync + 'static {
         None
     }
 
-    /// The clock that [`connect`](Self::connect) gives its transports.
+    /// The clock of transports and apps.
     fn clock(&self) -> Arc<dyn Clock> {
         Arc::new(TokioClock)
+    }
+}
+
+impl dyn Harness {
+    /// The adapter's declaration for this configuration. It decides which behaviours are tested.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        self.adapter().capabilities(&self.transport_config())
+    }
+
+    /// A new client, independent of all others.
+    ///
+    /// # Errors
+    /// As [`Adapter::connect`].
+    pub async fn connect(&self) -> Result<Arc<dyn Transport>, Error> {
+        let (adapter, config) = (self.adapter(), self.transport_config());
+        adapter.connect(config, self.clock()).await
+    }
+
+    /// The harness' configuration, read.
+    ///
+    /// # Panics
+    /// When it is wrong.
+    #[must_use]
+    pub fn app_config(&self) -> Config {
+        Config::from_toml(&self.config()).expect("the harness' configuration is right")
+    }
+
+    fn transport_config(&self) -> TransportConfig {
+        let schemes = self.adapter().schemes();
+        let resolved = self.app_config().resolve("main", "conformance", &[schemes]);
+        resolved.expect("the harness' configuration names a transport of its adapter")
     }
 }
 

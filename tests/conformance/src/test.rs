@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use anywire::clock::Clock;
 use anywire::pattern::publish_subscribe::{Spec, SubscriptionId};
 use anywire::transport::Transport;
-use anywire::{Capabilities, Headers, Message, MessageId, Pattern, Subject};
+use anywire::{App, Capabilities, Headers, Message, MessageId, Pattern, Route, Router, Subject};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::{BrokerControl, Connection, Harness, Profile, Raw};
+use crate::shared::Shared;
+use crate::sightings::sightings;
+use crate::{BrokerControl, Connection, Harness, Profile, Raw, Sightings, Teller};
 
 /// The header that carries the test's own name on every message.
 pub const TEST_HEADER: &str = "conformance-test";
@@ -165,6 +167,25 @@ impl Test {
             headers.append(name, *value).expect("a legal header");
         }
         headers
+    }
+
+    /// An app of this test, on the wire under test, with a name that no other test uses.
+    pub fn app(&self, name: &str) -> App {
+        App::new(self.group(name))
+            .adapter(Shared(self.0.harness.adapter()))
+            .config(self.0.harness.app_config())
+            .clock(self.clock())
+    }
+
+    /// As [`app`](Self::app), with one handler.
+    pub fn app_with(&self, name: &str, route: Route) -> App {
+        self.app(name).router(Router::new().route(route))
+    }
+
+    /// A way for handlers to tell the test what they saw.
+    #[must_use]
+    pub fn sightings<T: Send>(&self) -> (Teller<T>, Sightings<T>) {
+        sightings(self.clone())
     }
 
     /// A new client. It is closed at the end of the test, if the test does not.

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use anywire::clock::Clock;
+use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{
     Entry, Incoming, PublishBatch, Published, Publisher, Received, Settle, SettleBatch, Settlement,
     Spec, Store, Stored, Subscriber, SubscriptionId, Target,
 };
-use anywire::pattern::request_reply::{Requester, Responder};
+use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
 use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
-use anywire::transport::{Status, Transport};
+use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{Capabilities, Error, ErrorKind, Headers, Message, Receipt};
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -40,9 +42,64 @@ pub(crate) enum Fault {
     LeavesATaskBehind,
 }
 
+/// An adapter whose transports have a fault.
+#[derive(Debug)]
+pub(crate) struct BrokenAdapter {
+    inner: Arc<dyn Adapter>,
+    fault: Fault,
+    frozen: Arc<AtomicBool>,
+}
+
+impl BrokenAdapter {
+    pub(crate) fn new(inner: Arc<dyn Adapter>, fault: Fault, frozen: Arc<AtomicBool>) -> Self {
+        Self {
+            inner,
+            fault,
+            frozen,
+        }
+    }
+}
+
+#[async_trait]
+impl Adapter for BrokenAdapter {
+    fn schemes(&self) -> &'static [&'static str] {
+        self.inner.schemes()
+    }
+
+    fn check(&self, config: &TransportConfig) -> Result<(), Error> {
+        self.inner.check(config)
+    }
+
+    fn capabilities(&self, config: &TransportConfig) -> Capabilities {
+        self.inner.capabilities(config)
+    }
+
+    fn describe(
+        &self,
+        config: &TransportConfig,
+        specs: &[Spec],
+        calls: &[CallSpec],
+    ) -> Vec<BrokerObject> {
+        self.inner.describe(config, specs, calls)
+    }
+
+    async fn connect(
+        &self,
+        config: TransportConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<dyn Transport>, Error> {
+        let inner = self.inner.connect(config, clock).await?;
+        Ok(Arc::new(Broken::new(
+            inner,
+            self.fault,
+            Arc::clone(&self.frozen),
+        )))
+    }
+}
+
 /// A transport with a fault.
 #[derive(Clone, Debug)]
-pub(crate) struct Broken {
+struct Broken {
     inner: Arc<dyn Transport>,
     fault: Fault,
     shared: Arc<Shared>,
@@ -61,7 +118,7 @@ struct Shared {
 }
 
 impl Broken {
-    pub(crate) fn new(inner: Arc<dyn Transport>, fault: Fault, frozen: Arc<AtomicBool>) -> Self {
+    fn new(inner: Arc<dyn Transport>, fault: Fault, frozen: Arc<AtomicBool>) -> Self {
         if fault == Fault::LeavesATaskBehind {
             tokio::spawn(std::future::pending::<()>());
         }

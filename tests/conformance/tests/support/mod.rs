@@ -9,16 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anywire::clock::TokioClock;
-use anywire::config::TransportConfig;
 use anywire::memory::{self, MemoryBroker};
 use anywire::pattern::publish_subscribe::{Entry, PublishBatch, Published, SubscriptionId};
 use anywire::transport::{Adapter, Transport};
-use anywire::{Capabilities, Error, Message, Subject};
+use anywire::{Message, Subject};
 use anywire_conformance::{BrokerControl, Foreign, Harness, Raw};
 use async_trait::async_trait;
 
-use self::broken::{Broken, Fault};
+use self::broken::{BrokenAdapter, Fault};
 
 /// One broker for the whole suite: tests run side by side on it.
 #[derive(Clone, Debug, Default)]
@@ -26,23 +24,24 @@ pub(crate) struct Memory {
     broker: MemoryBroker,
 }
 
-fn config() -> TransportConfig {
-    TransportConfig::bare("main", "conformance", memory::SCHEME)
+impl Memory {
+    async fn client(&self) -> io::Result<Arc<dyn Transport>> {
+        let harness: &dyn Harness = self;
+        harness.connect().await.map_err(io::Error::other)
+    }
 }
 
-#[async_trait]
 impl Harness for Memory {
     fn name(&self) -> &str {
         "memory"
     }
 
-    fn capabilities(&self) -> Capabilities {
-        memory::adapter_on(&self.broker).capabilities(&config())
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        Arc::new(memory::adapter_on(&self.broker))
     }
 
-    async fn connect(&self) -> Result<Arc<dyn Transport>, Error> {
-        let adapter = memory::adapter_on(&self.broker);
-        adapter.connect(config(), Arc::new(TokioClock)).await
+    fn config(&self) -> String {
+        r#"url = "memory://""#.to_owned()
     }
 
     fn raw(&self) -> Option<&dyn Raw> {
@@ -58,7 +57,7 @@ impl Raw for Memory {
         for (name, value) in foreign.headers {
             message.headers_mut().append_foreign(&name, value);
         }
-        let client = self.connect().await.map_err(io::Error::other)?;
+        let client = self.client().await?;
         let batch = PublishBatch::single(Entry::new(message), Duration::from_secs(5));
         let (_, outcomes) = client.publisher().publish(batch).wait().await.into_parts();
         client
@@ -72,7 +71,7 @@ impl Raw for Memory {
     }
 
     async fn depth(&self, subscription: &SubscriptionId) -> io::Result<Option<u64>> {
-        let client = self.connect().await.map_err(io::Error::other)?;
+        let client = self.client().await?;
         let group = subscription.group.clone().unwrap_or_default();
         let stored = client
             .subscriber()
@@ -106,23 +105,22 @@ impl Wrapped {
     }
 }
 
-#[async_trait]
 impl Harness for Wrapped {
     fn name(&self) -> &str {
         self.name
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
-    }
-
-    async fn connect(&self) -> Result<Arc<dyn Transport>, Error> {
-        let inner = self.memory.connect().await?;
-        Ok(Arc::new(Broken::new(
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        let inner = self.memory.adapter();
+        Arc::new(BrokenAdapter::new(
             inner,
             self.fault,
             Arc::clone(&self.frozen),
-        )))
+        ))
+    }
+
+    fn config(&self) -> String {
+        self.memory.config()
     }
 
     fn raw(&self) -> Option<&dyn Raw> {
@@ -135,18 +133,17 @@ impl Harness for Wrapped {
 #[derive(Debug)]
 pub(crate) struct Frozen(pub(crate) Wrapped);
 
-#[async_trait]
 impl Harness for Frozen {
     fn name(&self) -> &str {
         self.0.name()
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        self.0.adapter()
     }
 
-    async fn connect(&self) -> Result<Arc<dyn Transport>, Error> {
-        self.0.connect().await
+    fn config(&self) -> String {
+        self.0.config()
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
