@@ -59,7 +59,9 @@ fn our_events(runtime: Runtime, count: u64, flavour: Flavour) -> Measured {
                 Ok::<(), anywire::Failure>(())
             }
         };
-        let app = App::new("bench").url("memory://").router(Router::new().on_event("bench.tick", handler));
+        let app = App::new("bench")
+            .url("memory://")
+            .router(Router::new().on_event("bench.tick", handler));
         let app = app.start().await.expect("starts");
         let client = app.client();
         let (start, before) = (Instant::now(), allocated());
@@ -73,7 +75,11 @@ fn our_events(runtime: Runtime, count: u64, flavour: Flavour) -> Measured {
 }
 
 async fn emit(client: &Client, count: u64, flavour: Flavour) -> Result<()> {
-    let event = |id| Tick { id, quantity: 7, price: 12.5 };
+    let event = |id| Tick {
+        id,
+        quantity: 7,
+        price: 12.5,
+    };
     match flavour {
         Flavour::Plain => {
             for id in 0..count {
@@ -82,7 +88,10 @@ async fn emit(client: &Client, count: u64, flavour: Flavour) -> Result<()> {
         }
         Flavour::Keyed => {
             for id in 0..count {
-                client.emit("bench.tick", &event(id)).key(Key::from(id % 64)).await?;
+                client
+                    .emit("bench.tick", &event(id))
+                    .key(Key::from(id % 64))
+                    .await?;
             }
         }
         Flavour::EmitAll => {
@@ -109,7 +118,11 @@ fn loop_events(runtime: Runtime, count: u64) -> Measured {
         });
         let emitter = tokio::spawn(async move {
             for id in 0..count {
-                let event = Tick { id, quantity: 7, price: 12.5 };
+                let event = Tick {
+                    id,
+                    quantity: 7,
+                    price: 12.5,
+                };
                 let bytes = serde_json::to_vec(&event).expect("JSON");
                 sender.send(bytes).await.expect("open");
             }
@@ -125,7 +138,9 @@ fn loop_events(runtime: Runtime, count: u64) -> Measured {
 fn our_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
     runtime.run(async move {
         let handler = |tick: Tick| async move { Ok::<_, anywire::Failure>(tick) };
-        let app = App::new("bench").url("memory://").router(Router::new().on_call("bench.echo", handler));
+        let app = App::new("bench")
+            .url("memory://")
+            .router(Router::new().on_call("bench.echo", handler));
         let app = app.start().await.expect("starts");
         let client = app.client();
         let measured = call(callers, count, move |tick| {
@@ -154,7 +169,10 @@ fn loop_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
             let sender = sender.clone();
             async move {
                 let (reply, answer) = oneshot::channel();
-                sender.send((serde_json::to_vec(&tick).expect("JSON"), reply)).await.expect("open");
+                sender
+                    .send((serde_json::to_vec(&tick).expect("JSON"), reply))
+                    .await
+                    .expect("open");
                 serde_json::from_slice::<Tick>(&answer.await.expect("answers")).expect("JSON")
             }
         })
@@ -178,7 +196,12 @@ where
                 let mut samples = Vec::with_capacity((each / 16 + 1) as usize);
                 for id in 0..each {
                     let begun = id.is_multiple_of(16).then(Instant::now);
-                    let tick = ask(Tick { id, quantity: 7, price: 12.5 }).await;
+                    let tick = ask(Tick {
+                        id,
+                        quantity: 7,
+                        price: 12.5,
+                    })
+                    .await;
                     assert_eq!(tick.id, id);
                     samples.extend(begun.map(|begun| begun.elapsed()));
                 }
@@ -195,14 +218,32 @@ where
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let one: Option<String> = std::env::args().skip_while(|argument| argument != "--only").nth(1);
+    let one: Option<String> = std::env::args()
+        .skip_while(|argument| argument != "--only")
+        .nth(1);
     if let Some(only) = one {
-        let runtime = if only.ends_with('2') { Runtime::Two } else { Runtime::One };
-        let measured = if only.starts_with("event") { our_events(runtime, 3_000_000, Flavour::Plain) } else { our_calls(runtime, 1, 1_000_000) };
+        let count =
+            std::env::var("COUNT").map_or(3_000_000, |count| count.parse().expect("a number"));
+        let runtime = if only.ends_with('2') {
+            Runtime::Two
+        } else {
+            Runtime::One
+        };
+        let measured = if only.starts_with("event") {
+            our_events(runtime, count, Flavour::Plain)
+        } else if only.starts_with("loop") {
+            loop_events(runtime, count)
+        } else {
+            our_calls(runtime, 1, count)
+        };
         println!("{only}: {:.0}/s", measured.rate);
         return;
     }
-    let (events, calls, rounds) = if quick { (500_000, 100_000, 3) } else { (2_000_000, 400_000, 7) };
+    let (events, calls, rounds) = if quick {
+        (500_000, 100_000, 3)
+    } else {
+        (2_000_000, 400_000, 7)
+    };
     let mut table = Table::default();
     Table::heading();
     for runtime in [Runtime::One, Runtime::Two] {
@@ -218,7 +259,12 @@ fn main() {
         for callers in [64, 1] {
             let ours = || our_calls(runtime, callers, calls);
             let (ours, baseline) = alternate(rounds, ours, || loop_calls(runtime, callers, calls));
-            table.row(&format!("call, {callers} callers, {runtime}"), ">= 0.60", &ours, &baseline);
+            table.row(
+                &format!("call, {callers} callers, {runtime}"),
+                ">= 0.60",
+                &ours,
+                &baseline,
+            );
         }
     }
     if let Some(peak) = peak_memory() {

@@ -53,7 +53,11 @@ impl Latencies {
         }
         samples.sort_unstable();
         let at = |part: f64| samples[((samples.len() - 1) as f64 * part) as usize];
-        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999) }
+        Self {
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+        }
     }
 }
 
@@ -70,11 +74,20 @@ impl Runtime {
     /// Runs a future on a fresh runtime, as a task of it: not on a thread that only waits.
     pub fn run<T: Send + 'static>(self, future: impl Future<Output = T> + Send + 'static) -> T {
         let runtime = match self {
-            Self::One => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-            Self::Two => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+            Self::One => tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build(),
+            Self::Two => tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build(),
         };
         let runtime = runtime.expect("a runtime");
-        runtime.block_on(async { tokio::spawn(future).await.expect("a bench that does not panic") })
+        runtime.block_on(async {
+            tokio::spawn(future)
+                .await
+                .expect("a bench that does not panic")
+        })
     }
 }
 
@@ -131,13 +144,19 @@ impl Table {
 
     /// Prints the heading.
     pub fn heading() {
-        println!("| row | ours /s | baseline /s | ratio | goal | allocations | p50 / p99 / p99.9 ours | baseline |");
+        println!(
+            "| row | ours /s | baseline /s | ratio | goal | allocations | p50 / p99 / p99.9 ours | baseline |"
+        );
         println!("|---|---|---|---|---|---|---|---|");
     }
 }
 
 fn rate(rate: f64) -> String {
-    if rate >= 1e6 { format!("{:.2} M", rate / 1e6) } else { format!("{:.0} k", rate / 1e3) }
+    if rate >= 1e6 {
+        format!("{:.2} M", rate / 1e6)
+    } else {
+        format!("{:.0} k", rate / 1e3)
+    }
 }
 
 fn latencies(of: Latencies) -> String {

@@ -37,7 +37,14 @@ pub(crate) struct Scope {
 impl Context {
     pub(crate) fn new(message: Message, scope: Arc<Scope>) -> Self {
         let failed = message.trail().map_or(0, |trail| trail.attempt);
-        Self { message, scope, failed, deadline: None, native: None, cancelled: OnceLock::new() }
+        Self {
+            message,
+            scope,
+            failed,
+            deadline: None,
+            native: None,
+            cancelled: OnceLock::new(),
+        }
     }
 
     /// The message.
@@ -104,7 +111,9 @@ impl Context {
     /// Fires when the message is settled, and when the grace of a shutdown has passed; not when a shutdown begins.
     #[must_use]
     pub fn cancellation(&self) -> CancellationToken {
-        self.cancelled.get_or_init(|| self.scope.abandoned.child_token()).clone()
+        self.cancelled
+            .get_or_init(|| self.scope.abandoned.child_token())
+            .clone()
     }
 
     /// A client whose messages descend from this one: they carry its trace, and a redelivery emits the same ids.
@@ -120,7 +129,11 @@ impl Context {
     }
 
     pub(crate) fn capture_at(&self, index: usize) -> Option<&str> {
-        self.scope.info.pattern.captures(self.message.subject())?.nth(index)
+        self.scope
+            .info
+            .pattern
+            .captures(self.message.subject())?
+            .nth(index)
     }
 
     /// The copy that a handler gets: its token is made now, so that settling reaches it.

@@ -53,7 +53,10 @@ impl<T: ?Sized> Event<T> {
 
     /// Fills the capture `name`; the value is escaped, so that it can never steer the message elsewhere.
     pub fn with(self, name: &str, value: impl fmt::Display) -> Filled<Self> {
-        Filled { contract: self, template: fill(Ok(self.0.to_owned()), name, &value) }
+        Filled {
+            contract: self,
+            template: fill(Ok(self.0.to_owned()), name, &value),
+        }
     }
 
     /// The pattern, as it was written.
@@ -76,7 +79,10 @@ impl<Q: ?Sized, R, E> Call<Q, R, E> {
 
     /// Fills the capture `name`; the value is escaped, so that it can never steer the message elsewhere.
     pub fn with(self, name: &str, value: impl fmt::Display) -> Filled<Self> {
-        Filled { contract: self, template: fill(Ok(self.0.to_owned()), name, &value) }
+        Filled {
+            contract: self,
+            template: fill(Ok(self.0.to_owned()), name, &value),
+        }
     }
 
     /// The pattern, as it was written.
@@ -105,14 +111,27 @@ impl<C> Filled<C> {
     }
 }
 
-fn fill(template: Result<String, Error>, name: &str, value: &dyn fmt::Display) -> Result<String, Error> {
+fn fill(
+    template: Result<String, Error>,
+    name: &str,
+    value: &dyn fmt::Display,
+) -> Result<String, Error> {
     let template = template?;
     let capture = format!("{{{name}}}");
     let mut tokens: Vec<&str> = template.split('.').collect();
     let Some(slot) = tokens.iter_mut().find(|token| **token == capture) else {
-        let open: Vec<&str> = template.split('.').filter(|token| token.starts_with('{')).collect();
-        let open = if open.is_empty() { "none".to_owned() } else { open.join(", ") };
-        return Err(Error::config(format!("`{template}` has no open capture {capture}; open: {open}")));
+        let open: Vec<&str> = template
+            .split('.')
+            .filter(|token| token.starts_with('{'))
+            .collect();
+        let open = if open.is_empty() {
+            "none".to_owned()
+        } else {
+            open.join(", ")
+        };
+        return Err(Error::config(format!(
+            "`{template}` has no open capture {capture}; open: {open}"
+        )));
     };
     let token = Subject::escape(&value.to_string());
     *slot = &token;
@@ -146,7 +165,11 @@ impl<P: ?Sized> EventTarget<P> for &String {
 
 impl<P: ?Sized> EventTarget<P> for Subject {
     fn subject(self) -> Result<Subject, Error> {
-        if self.is_reserved() { Self::parse(self.as_str()) } else { Ok(self) }
+        if self.is_reserved() {
+            Self::parse(self.as_str())
+        } else {
+            Ok(self)
+        }
     }
 }
 
@@ -190,7 +213,11 @@ impl<Q: ?Sized, R> CallTarget<Q, R> for &String {
 
 impl<Q: ?Sized, R> CallTarget<Q, R> for Subject {
     fn subject(self) -> Result<Subject, Error> {
-        if self.is_reserved() { Self::parse(self.as_str()) } else { Ok(self) }
+        if self.is_reserved() {
+            Self::parse(self.as_str())
+        } else {
+            Ok(self)
+        }
     }
 }
 
@@ -317,16 +344,44 @@ mod tests {
 
     #[test]
     fn a_value_can_never_steer_a_message() {
-        let subject = PLACED.with("region", "eu.west.*").with("by", ">").subject().unwrap();
+        let subject = PLACED
+            .with("region", "eu.west.*")
+            .with("by", ">")
+            .subject()
+            .unwrap();
         assert_eq!(subject.as_str(), "shop.eu=2Ewest=2E=2A.placed.=3E");
-        let tricky = PLACED.with("region", "{by}").with("by", "x").subject().unwrap();
+        let tricky = PLACED
+            .with("region", "{by}")
+            .with("by", "x")
+            .subject()
+            .unwrap();
         assert_eq!(tricky.as_str(), "shop.=7Bby=7D.placed.x");
     }
 
     #[test]
     fn open_unknown_and_repeated_captures_are_errors_of_the_emit() {
-        assert!(PLACED.with("region", "eu").subject().unwrap_err().to_string().contains("capture"));
-        assert!(PLACED.with("regoin", "eu").subject().unwrap_err().to_string().contains("{region}, {by}"));
-        assert!(PLACED.with("region", 1).with("region", 2).subject().is_err());
+        assert!(
+            PLACED
+                .with("region", "eu")
+                .subject()
+                .unwrap_err()
+                .to_string()
+                .contains("capture")
+        );
+        assert!(
+            PLACED
+                .with("regoin", "eu")
+                .subject()
+                .unwrap_err()
+                .to_string()
+                .contains("{region}, {by}")
+        );
+        assert!(
+            PLACED
+                .with("region", 1)
+                .with("region", 2)
+                .subject()
+                .is_err()
+        );
     }
 }

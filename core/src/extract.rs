@@ -51,7 +51,10 @@ pub struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     pub(crate) fn new(context: &'a Context) -> Self {
-        Self { context, next_capture: 0 }
+        Self {
+            context,
+            next_capture: 0,
+        }
     }
 
     /// The delivery.
@@ -97,15 +100,23 @@ impl Needs {
         let has: Vec<&str> = pattern.capture_names().collect();
         if self.positional > has.len() {
             let takes = self.positional;
-            return Some(format!("takes {takes} `Param`, but `{pattern}` has {} captures; write them as {{name}}", has.len()));
+            return Some(format!(
+                "takes {takes} `Param`, but `{pattern}` has {} captures; write them as {{name}}",
+                has.len()
+            ));
         }
         let missing = self.names.iter().find(|name| !has.contains(name))?;
-        Some(format!("takes the capture `{missing}`, but `{pattern}` has no {{{missing}}}"))
+        Some(format!(
+            "takes the capture `{missing}`, but `{pattern}` has no {{{missing}}}"
+        ))
     }
 
     /// The type of a state that is missing.
     pub(crate) fn missing_state(&self, states: &StateMap) -> Option<&'static str> {
-        let missing = self.states.iter().find(|(id, _)| !states.0.contains_key(id));
+        let missing = self
+            .states
+            .iter()
+            .find(|(id, _)| !states.0.contains_key(id));
         missing.map(|(_, name)| *name)
     }
 }
@@ -127,7 +138,9 @@ pub struct Param<T>(pub T);
 
 impl<T: FromStr<Err: fmt::Display>> FromDelivery for Param<T> {
     fn from_delivery(parts: &mut Parts<'_>) -> Result<Self, Failure> {
-        let text = parts.next_capture().ok_or_else(|| Failure::permanent("the subject has too few captures"))?;
+        let text = parts
+            .next_capture()
+            .ok_or_else(|| Failure::permanent("the subject has too few captures"))?;
         parse(&text).map(Self)
     }
 
@@ -158,7 +171,10 @@ pub struct Params<T>(pub T);
 
 impl<T: FromParams> FromDelivery for Params<T> {
     fn from_delivery(parts: &mut Parts<'_>) -> Result<Self, Failure> {
-        T::from_params(&ParamMap { context: parts.context }).map(Self)
+        T::from_params(&ParamMap {
+            context: parts.context,
+        })
+        .map(Self)
     }
 
     fn needs(needs: &mut Needs) {
@@ -198,7 +214,10 @@ impl ParamMap<'_> {
 fn parse<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, Failure> {
     text.parse().map_err(|error| {
         let text: String = text.chars().take(80).collect();
-        Failure::permanent(format!("the capture {text:?} is not a {}: {error}", type_name::<T>()))
+        Failure::permanent(format!(
+            "the capture {text:?} is not a {}: {error}",
+            type_name::<T>()
+        ))
     })
 }
 
@@ -210,8 +229,14 @@ pub struct State<T>(pub T);
 
 impl<T: Clone + Send + Sync + 'static> FromDelivery for State<T> {
     fn from_delivery(parts: &mut Parts<'_>) -> Result<Self, Failure> {
-        let missing = || Failure::permanent(format!("the app has no state of type {}", type_name::<T>()));
-        parts.context.state::<T>().cloned().map(Self).ok_or_else(missing)
+        let missing =
+            || Failure::permanent(format!("the app has no state of type {}", type_name::<T>()));
+        parts
+            .context
+            .state::<T>()
+            .cloned()
+            .map(Self)
+            .ok_or_else(missing)
     }
 
     fn needs(needs: &mut Needs) {
@@ -267,7 +292,9 @@ impl StateMap {
     }
 
     pub(crate) fn get<T: Any>(&self) -> Option<&T> {
-        self.0.get(&TypeId::of::<T>()).and_then(|value| value.downcast_ref())
+        self.0
+            .get(&TypeId::of::<T>())
+            .and_then(|value| value.downcast_ref())
     }
 }
 

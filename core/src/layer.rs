@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::Failure;
 use crate::context::Context;
 use crate::handler::{Erased, Output, Rejection};
-use crate::Failure;
 
 /// Middleware on the receiving side: sees each delivery on its way in and its outcome on the way out.
 ///
@@ -48,7 +48,11 @@ pub struct Next {
 
 impl Next {
     pub(crate) fn new(layers: Arc<[Arc<dyn Layer>]>, handler: Erased) -> Self {
-        Self { layers, at: 0, handler }
+        Self {
+            layers,
+            at: 0,
+            handler,
+        }
     }
 
     /// Runs the rest.
@@ -67,7 +71,9 @@ impl Next {
 
 impl fmt::Debug for Next {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Next").field("layers", &(self.layers.len() - self.at)).finish_non_exhaustive()
+        f.debug_struct("Next")
+            .field("layers", &(self.layers.len() - self.at))
+            .finish_non_exhaustive()
     }
 }
 
@@ -119,7 +125,10 @@ mod bridge {
     #[async_trait]
     impl<S> Layer for TowerLayer<S>
     where
-        S: Service<Dispatch, Response = Output, Future: Send, Error: Into<BoxError>> + Clone + Send + 'static,
+        S: Service<Dispatch, Response = Output, Future: Send, Error: Into<BoxError>>
+            + Clone
+            + Send
+            + 'static,
     {
         async fn call(&self, context: Context, next: Next) -> Result<Output, Failure> {
             let mut service = self.0.lock().clone();
@@ -127,10 +136,12 @@ mod bridge {
                 poll_fn(|cx| service.poll_ready(cx)).await?;
                 service.call(Dispatch { context, next }).await
             };
-            answer.await.map_err(|error| match error.into().downcast::<DispatchError>() {
-                Ok(failed) => failed.0,
-                Err(error) => Failure::transient(error.to_string()),
-            })
+            answer
+                .await
+                .map_err(|error| match error.into().downcast::<DispatchError>() {
+                    Ok(failed) => failed.0,
+                    Err(error) => Failure::transient(error.to_string()),
+                })
         }
     }
 
@@ -156,7 +167,13 @@ mod bridge {
         }
 
         fn call(&mut self, dispatch: Dispatch) -> Self::Future {
-            Box::pin(async move { dispatch.next.run(dispatch.context).await.map_err(DispatchError) })
+            Box::pin(async move {
+                dispatch
+                    .next
+                    .run(dispatch.context)
+                    .await
+                    .map_err(DispatchError)
+            })
         }
     }
 

@@ -1,5 +1,8 @@
 #![doc = "anywire: write the handler once; run it on any wire."]
 
+#[doc(hidden)]
+#[path = "private.rs"]
+pub mod __private;
 mod app;
 mod capability;
 mod client;
@@ -19,9 +22,6 @@ pub mod memory;
 mod message;
 pub mod pattern;
 mod payload;
-#[doc(hidden)]
-#[path = "private.rs"]
-pub mod __private;
 mod remote;
 mod router;
 mod secret;
@@ -32,8 +32,12 @@ pub mod transport;
 pub mod wire;
 
 #[cfg(feature = "macros")]
-pub use anywire_macros::{HandlerError, Params, controller, event_pattern, handlers, message_pattern};
-pub use app::{App, DescribedSubscription, Description, HandlerHealth, Health, RunningApp, TransportHealth};
+pub use anywire_macros::{
+    HandlerError, Params, controller, event_pattern, handlers, message_pattern,
+};
+pub use app::{
+    App, DescribedSubscription, Description, HandlerHealth, Health, RunningApp, TransportHealth,
+};
 #[doc(no_inline)]
 pub use async_trait::async_trait;
 #[doc(no_inline)]

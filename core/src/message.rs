@@ -231,7 +231,8 @@ impl Message {
     pub(crate) fn trail_mut(&mut self) -> &mut Trail {
         let Fields { subject, rare, .. } = self.fields_mut();
         let rare = rare.get_or_insert_default();
-        rare.trail.get_or_insert_with(|| Trail::new(subject.clone()))
+        rare.trail
+            .get_or_insert_with(|| Trail::new(subject.clone()))
     }
 
     pub(crate) fn set_id(&mut self, id: MessageId) {

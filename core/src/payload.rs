@@ -51,7 +51,10 @@ pub trait IntoPayload {
 impl<T: Serialize + ?Sized> IntoPayload for T {
     fn into_payload(&self, codec: Codec) -> Result<Encoded, Error> {
         let bytes = with_scratch(|buffer| codec.encode(self, buffer))?;
-        Ok(Encoded { bytes, content_type: codec.content_type() })
+        Ok(Encoded {
+            bytes,
+            content_type: codec.content_type(),
+        })
     }
 }
 
@@ -76,7 +79,10 @@ impl FromPayload for Raw {
 
 impl IntoPayload for Raw {
     fn into_payload(&self, _: Codec) -> Result<Encoded, Error> {
-        Ok(Encoded { bytes: self.0.clone(), content_type: Some(ContentType::BYTES) })
+        Ok(Encoded {
+            bytes: self.0.clone(),
+            content_type: Some(ContentType::BYTES),
+        })
     }
 }
 
@@ -104,25 +110,37 @@ pub struct Proto<T>(pub T);
 #[cfg(feature = "protobuf")]
 impl<T: prost::Message + Default + Send + 'static> FromPayload for Proto<T> {
     fn from_payload(message: &Message) -> Result<Self, Error> {
-        const NAMES: [&str; 4] =
-            ["application/protobuf", "application/x-protobuf", "application/grpc", "application/grpc+proto"];
+        const NAMES: [&str; 4] = [
+            "application/protobuf",
+            "application/x-protobuf",
+            "application/grpc",
+            "application/grpc+proto",
+        ];
         if let Some(content_type) = message.content_type()
-            && !NAMES.iter().any(|name| content_type.as_str().eq_ignore_ascii_case(name))
+            && !NAMES
+                .iter()
+                .any(|name| content_type.as_str().eq_ignore_ascii_case(name))
         {
-            let why = format!("the payload is {content_type:?} where the handler reads Protocol Buffers");
+            let why =
+                format!("the payload is {content_type:?} where the handler reads Protocol Buffers");
             return Err(Error::new(crate::ErrorKind::Codec, why));
         }
-        T::decode(message.payload().clone()).map(Self).map_err(|error| {
-            let why = format!("the payload cannot be read from Protocol Buffers: {error}");
-            Error::new(crate::ErrorKind::Codec, why).with_source(error)
-        })
+        T::decode(message.payload().clone())
+            .map(Self)
+            .map_err(|error| {
+                let why = format!("the payload cannot be read from Protocol Buffers: {error}");
+                Error::new(crate::ErrorKind::Codec, why).with_source(error)
+            })
     }
 }
 
 #[cfg(feature = "protobuf")]
 impl<T: prost::Message> IntoPayload for Proto<T> {
     fn into_payload(&self, _: Codec) -> Result<Encoded, Error> {
-        Ok(Encoded { bytes: self.0.encode_to_vec().into(), content_type: Some(ContentType::PROTOBUF) })
+        Ok(Encoded {
+            bytes: self.0.encode_to_vec().into(),
+            content_type: Some(ContentType::PROTOBUF),
+        })
     }
 }
 
@@ -150,13 +168,17 @@ mod tests {
     use crate::Subject;
 
     fn message(payload: Encoded) -> Message {
-        Message::new(Subject::parse("a").unwrap(), payload.bytes).with_content_type(payload.content_type)
+        Message::new(Subject::parse("a").unwrap(), payload.bytes)
+            .with_content_type(payload.content_type)
     }
 
     #[test]
     fn json_is_implied() {
         let sent = [1, 2].into_payload(Codec::Json).unwrap();
-        assert_eq!((sent.bytes.as_ref(), sent.content_type.is_none()), (b"[1,2]".as_slice(), true));
+        assert_eq!(
+            (sent.bytes.as_ref(), sent.content_type.is_none()),
+            (b"[1,2]".as_slice(), true)
+        );
         assert_eq!(Vec::<u8>::from_payload(&message(sent)).unwrap(), [1, 2]);
     }
 
@@ -165,7 +187,10 @@ mod tests {
     fn the_content_type_decides_how_a_payload_is_read() {
         for codec in [Codec::Json, Codec::Msgpack, Codec::Cbor] {
             let sent = ("x", 7).into_payload(codec).unwrap();
-            assert_eq!(<(String, u8)>::from_payload(&message(sent)).unwrap(), ("x".to_owned(), 7));
+            assert_eq!(
+                <(String, u8)>::from_payload(&message(sent)).unwrap(),
+                ("x".to_owned(), 7)
+            );
         }
     }
 
@@ -173,8 +198,17 @@ mod tests {
     #[test]
     fn protobuf_refuses_another_content_type() {
         let sent = Proto(7_u32).into_payload(Codec::Json).unwrap();
-        assert_eq!(Proto::<u32>::from_payload(&message(sent)).unwrap(), Proto(7));
-        let json = message(7.into_payload(Codec::Json).unwrap()).with_content_type(ContentType::JSON);
-        assert!(Proto::<u32>::from_payload(&json).unwrap_err().to_string().contains("application/json"));
+        assert_eq!(
+            Proto::<u32>::from_payload(&message(sent)).unwrap(),
+            Proto(7)
+        );
+        let json =
+            message(7.into_payload(Codec::Json).unwrap()).with_content_type(ContentType::JSON);
+        assert!(
+            Proto::<u32>::from_payload(&json)
+                .unwrap_err()
+                .to_string()
+                .contains("application/json")
+        );
     }
 }

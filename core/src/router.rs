@@ -40,7 +40,11 @@ impl Router {
     }
 
     /// Handles the events of a pattern.
-    pub fn on_event<P, X, H: EventHandler<P, X>>(self, pattern: impl EventPattern<P>, handler: H) -> Self {
+    pub fn on_event<P, X, H: EventHandler<P, X>>(
+        self,
+        pattern: impl EventPattern<P>,
+        handler: H,
+    ) -> Self {
         self.route(Route::event(pattern, handler))
     }
 
@@ -140,12 +144,22 @@ impl Route {
     }
 
     /// A handler that answers the calls of a pattern.
-    pub fn call<P, X, H: CallHandler<P, X>>(pattern: impl CallPattern<P, H::Reply, H::Error>, handler: H) -> Self {
+    pub fn call<P, X, H: CallHandler<P, X>>(
+        pattern: impl CallPattern<P, H::Reply, H::Error>,
+        handler: H,
+    ) -> Self {
         Self::new(HandlerKind::Call, pattern.pattern(), handler.erase())
     }
 
     fn new(kind: HandlerKind, pattern: Result<Pattern, Error>, handler: Handler) -> Self {
-        let Handler { erased, needs, function, payload_type, reply_type, error_type } = handler;
+        let Handler {
+            erased,
+            needs,
+            function,
+            payload_type,
+            reply_type,
+            error_type,
+        } = handler;
         let name = match (function.rsplit("::").next(), &pattern) {
             (Some(function), _) if !function.contains('{') => function.to_owned(),
             (_, Ok(pattern)) => pattern.as_str().to_owned(),

@@ -150,7 +150,11 @@ impl Subject {
     }
 
     fn first_token(&self) -> &str {
-        let end = self.0.bytes().position(|byte| byte == b'.').unwrap_or(self.0.len());
+        let end = self
+            .0
+            .bytes()
+            .position(|byte| byte == b'.')
+            .unwrap_or(self.0.len());
         &self.0[..end]
     }
 }
@@ -572,7 +576,8 @@ const fn is_token_byte(byte: u8) -> bool {
 
 fn is_reserved(first_token: &str) -> bool {
     // Most first tokens differ in their first byte already.
-    matches!(first_token.as_bytes().first(), Some(b'a' | b'_')) && RESERVED_FIRST.contains(&first_token)
+    matches!(first_token.as_bytes().first(), Some(b'a' | b'_'))
+        && RESERVED_FIRST.contains(&first_token)
 }
 
 fn check_length(text: &str) -> Result<(), Error> {

@@ -20,7 +20,9 @@ pub(crate) async fn client_core(plan: &Plan) -> Result<Arc<ClientCore>, Error> {
     let mut wires = Vec::with_capacity(plan.wires.len());
     for planned in &plan.wires {
         match connect(planned, &plan.clock, plan.config.connect_timeout()).await {
-            Ok(transport) => wires.push(Arc::new(Wire::new(planned.config.name.clone(), transport))),
+            Ok(transport) => {
+                wires.push(Arc::new(Wire::new(planned.config.name.clone(), transport)))
+            }
             Err(error) => {
                 for wire in wires {
                     let _ = wire.transport.close(Duration::from_secs(1)).await;
@@ -73,16 +75,24 @@ async fn connect(
     let start = clock.now();
     let mut wait = FIRST_WAIT;
     loop {
-        let error = match wire.adapter.connect(wire.config.clone(), Arc::clone(clock)).await {
+        let error = match wire
+            .adapter
+            .connect(wire.config.clone(), Arc::clone(clock))
+            .await
+        {
             Ok(transport) => return Ok(transport),
             Err(error) => error.with_context("transport", &wire.config.name),
         };
         let passed = clock.now().saturating_duration_since(start);
-        if error.kind() != ErrorKind::Unavailable || limit.is_some_and(|limit| passed + wait > limit) {
+        if error.kind() != ErrorKind::Unavailable
+            || limit.is_some_and(|limit| passed + wait > limit)
+        {
             return Err(error.with_operation("connect"));
         }
         tracing::warn!(transport = %wire.config.name, %error, "the broker cannot be reached; waiting for it");
-        clock.sleep_until(clock.now() + wait.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
+        clock
+            .sleep_until(clock.now() + wait.mul_f64(0.5 + rand::random::<f64>() / 2.0))
+            .await;
         wait = (wait * 2).min(LAST_WAIT);
     }
 }

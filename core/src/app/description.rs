@@ -47,11 +47,21 @@ impl Description {
     pub(super) fn new(plan: &Plan) -> Self {
         let mut objects = Vec::new();
         for (index, wire) in plan.wires.iter().enumerate() {
-            let handlers = || plan.handlers.iter().filter(move |handler| handler.wire == index);
+            let handlers = || {
+                plan.handlers
+                    .iter()
+                    .filter(move |handler| handler.wire == index)
+            };
             let specs: Vec<Spec> = handlers().filter_map(|handler| handler.spec()).collect();
-            let calls: Vec<CallSpec> = handlers().filter_map(|handler| handler.call_spec()).collect();
+            let calls: Vec<CallSpec> = handlers()
+                .filter_map(|handler| handler.call_spec())
+                .collect();
             let described = wire.adapter.describe(&wire.config, &specs, &calls);
-            objects.extend(described.into_iter().map(|object| (wire.config.name.clone(), object)));
+            objects.extend(
+                described
+                    .into_iter()
+                    .map(|object| (wire.config.name.clone(), object)),
+            );
         }
         let subscriptions = plan.handlers.iter().filter_map(|handler| {
             let event = handler.event()?;
@@ -65,7 +75,11 @@ impl Description {
         });
         Self {
             app: plan.app.clone(),
-            handlers: plan.handlers.iter().map(|handler| Arc::clone(&handler.info)).collect(),
+            handlers: plan
+                .handlers
+                .iter()
+                .map(|handler| Arc::clone(&handler.info))
+                .collect(),
             subscriptions: subscriptions.collect(),
             objects,
             configuration: plan.config.effective().to_string(),
@@ -77,19 +91,47 @@ impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "app {}", self.app)?;
         for handler in &self.handlers {
-            let HandlerInfo { name, kind, pattern, transport, payload_type, reply_type, .. } = &**handler;
-            writeln!(f, "  {kind} {name}: {pattern} on {transport}, {payload_type} -> {reply_type}")?;
+            let HandlerInfo {
+                name,
+                kind,
+                pattern,
+                transport,
+                payload_type,
+                reply_type,
+                ..
+            } = &**handler;
+            writeln!(
+                f,
+                "  {kind} {name}: {pattern} on {transport}, {payload_type} -> {reply_type}"
+            )?;
             for line in handler.doc.lines() {
                 writeln!(f, "      {line}")?;
             }
         }
         for subscription in &self.subscriptions {
-            let DescribedSubscription { handler, subscription, guarantee, order, concurrency } = subscription;
-            writeln!(f, "  subscription {subscription}: {handler}, {guarantee:?}, order {order:?}, {concurrency} at once")?;
+            let DescribedSubscription {
+                handler,
+                subscription,
+                guarantee,
+                order,
+                concurrency,
+            } = subscription;
+            writeln!(
+                f,
+                "  subscription {subscription}: {handler}, {guarantee:?}, order {order:?}, {concurrency} at once"
+            )?;
         }
         for (transport, object) in &self.objects {
-            let BrokerObject { kind, name, permissions } = object;
-            writeln!(f, "  {transport}: {kind} {name} ({})", permissions.join(", "))?;
+            let BrokerObject {
+                kind,
+                name,
+                permissions,
+            } = object;
+            writeln!(
+                f,
+                "  {transport}: {kind} {name} ({})",
+                permissions.join(", ")
+            )?;
         }
         Ok(())
     }

@@ -35,7 +35,10 @@ impl Health {
     /// Whether everything is well.
     #[must_use]
     pub fn is_ok(&self) -> bool {
-        let transports = self.transports.iter().all(|transport| transport.status.is_connected());
+        let transports = self
+            .transports
+            .iter()
+            .all(|transport| transport.status.is_connected());
         transports && self.handlers.iter().all(HandlerHealth::is_ok)
     }
 }

@@ -12,7 +12,7 @@ mod start;
 use std::fmt;
 use std::sync::Arc;
 
-pub use description::{Description, DescribedSubscription};
+pub use description::{DescribedSubscription, Description};
 pub use health::{HandlerHealth, Health, TransportHealth};
 pub use running::RunningApp;
 
@@ -189,8 +189,14 @@ impl App {
         Ok(Client::new(connect::client_core(&plan).await?))
     }
 
-    pub(crate) fn for_test(mut self, kit: TestKit, adapter: memory::MemoryAdapter, config: Config) -> Self {
-        self.adapters.retain(|adapter| !adapter.schemes().contains(&memory::SCHEME));
+    pub(crate) fn for_test(
+        mut self,
+        kit: TestKit,
+        adapter: memory::MemoryAdapter,
+        config: Config,
+    ) -> Self {
+        self.adapters
+            .retain(|adapter| !adapter.schemes().contains(&memory::SCHEME));
         self.forced.clear();
         self.test = Some(kit);
         self.adapter(adapter).config(config)

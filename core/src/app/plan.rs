@@ -70,7 +70,9 @@ impl App {
     /// The plan of a program that only sends.
     pub(crate) fn plan_sender(&self) -> Result<Plan, Error> {
         if self.name.is_empty() || self.name.len() > 64 {
-            return Err(Error::config("an app's name has 1 to 64 bytes; it is the default group"));
+            return Err(Error::config(
+                "an app's name has 1 to 64 bytes; it is the default group",
+            ));
         }
         let config = self.take_config()?;
         let mut plan = Plan {
@@ -81,8 +83,16 @@ impl App {
             recorder: self.test.as_ref().map(|kit| Arc::clone(&kit.recorder)),
             config,
         };
-        let mut names = vec![plan.config.events_transport().to_owned(), plan.config.calls_transport().to_owned()];
-        names.extend(plan.config.rules().iter().filter_map(|rule| rule.transport.clone()));
+        let mut names = vec![
+            plan.config.events_transport().to_owned(),
+            plan.config.calls_transport().to_owned(),
+        ];
+        names.extend(
+            plan.config
+                .rules()
+                .iter()
+                .filter_map(|rule| rule.transport.clone()),
+        );
         for name in names {
             self.plan_wire(&mut plan, &name)?;
         }
@@ -94,16 +104,29 @@ impl App {
             return Ok(index);
         }
         let mut adapters = self.adapters.clone();
-        if !adapters.iter().any(|adapter| adapter.schemes().contains(&memory::SCHEME)) {
+        if !adapters
+            .iter()
+            .any(|adapter| adapter.schemes().contains(&memory::SCHEME))
+        {
             adapters.push(Arc::new(memory::adapter()));
         }
-        let schemes: Vec<&[&str]> = adapters.iter().map(|adapter| adapter.schemes() as _).collect();
+        let schemes: Vec<&[&str]> = adapters
+            .iter()
+            .map(|adapter| adapter.schemes() as _)
+            .collect();
         let config = plan.config.resolve(name, &plan.app, &schemes)?;
-        let adapter = adapters.iter().find(|adapter| adapter.schemes().contains(&config.scheme.as_str()));
-        let adapter = adapter.ok_or_else(|| config::unknown_scheme(&config.scheme, &schemes.concat()))?;
+        let adapter = adapters
+            .iter()
+            .find(|adapter| adapter.schemes().contains(&config.scheme.as_str()));
+        let adapter =
+            adapter.ok_or_else(|| config::unknown_scheme(&config.scheme, &schemes.concat()))?;
         adapter.check(&config)?;
         let capabilities = adapter.capabilities(&config);
-        plan.wires.push(PlannedWire { adapter: Arc::clone(adapter), config, capabilities });
+        plan.wires.push(PlannedWire {
+            adapter: Arc::clone(adapter),
+            config,
+            capabilities,
+        });
         Ok(plan.wires.len() - 1)
     }
 
@@ -117,17 +140,26 @@ impl App {
             return Err(Error::config(format!("handler `{}` {missing}", route.name)));
         }
         if let Some(missing) = route.needs.missing_state(&self.states) {
-            let remedy = format!("give it to `App::state` before the start, or drop the argument `State<{missing}>`");
-            return Err(Error::config(format!("handler `{}` takes a state that the app lacks; {remedy}", route.name)));
+            let remedy = format!(
+                "give it to `App::state` before the start, or drop the argument `State<{missing}>`"
+            );
+            return Err(Error::config(format!(
+                "handler `{}` takes a state that the app lacks; {remedy}",
+                route.name
+            )));
         }
         let settings = match route.kind {
             HandlerKind::Event => {
-                let event = plan.config.handler(&route.name, &pattern, &route.settings, &plan.app);
+                let event = plan
+                    .config
+                    .handler(&route.name, &pattern, &route.settings, &plan.app);
                 Settings::Event(event.map_err(named)?)
             }
-            HandlerKind::Call => {
-                Settings::Call(plan.config.call(&route.name, &pattern, &route.settings).map_err(named)?)
-            }
+            HandlerKind::Call => Settings::Call(
+                plan.config
+                    .call(&route.name, &pattern, &route.settings)
+                    .map_err(named)?,
+            ),
         };
         let (transport, group) = match &settings {
             Settings::Event(event) => (event.transport.clone(), event.group.clone()),
@@ -147,7 +179,13 @@ impl App {
         };
         let layers = self.layers.iter().chain(&route.layers).cloned().collect();
         let erased = Arc::clone(&route.erased);
-        let handler = PlannedHandler { info: Arc::new(info), wire, settings, erased, layers };
+        let handler = PlannedHandler {
+            info: Arc::new(info),
+            wire,
+            settings,
+            erased,
+            layers,
+        };
         check_capabilities(&handler, &plan.wires[wire])?;
         Ok(handler)
     }
@@ -174,7 +212,10 @@ impl PlannedHandler {
     }
 
     pub(crate) fn subscription(&self) -> SubscriptionId {
-        SubscriptionId { group: self.info.group.as_deref().map(Into::into), pattern: self.info.pattern.clone() }
+        SubscriptionId {
+            group: self.info.group.as_deref().map(Into::into),
+            pattern: self.info.pattern.clone(),
+        }
     }
 
     /// What its subscription asks of the wire; `None` for a call.
@@ -199,12 +240,20 @@ impl PlannedHandler {
 
 impl Plan {
     pub(crate) fn wire_named(&self, name: &str) -> usize {
-        self.wires.iter().position(|wire| wire.config.name == name).unwrap_or(0)
+        self.wires
+            .iter()
+            .position(|wire| wire.config.name == name)
+            .unwrap_or(0)
     }
 }
 
 fn duplicate_name(route: &Route, other: &Route) -> Error {
-    let pattern = |route: &Route| route.pattern.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string);
+    let pattern = |route: &Route| {
+        route
+            .pattern
+            .as_ref()
+            .map_or_else(|_| "?".to_owned(), ToString::to_string)
+    };
     Error::config(format!(
         "two handlers are called `{}`, of `{}` and of `{}`; give one another name with `name = \"...\"`",
         route.name,
@@ -217,8 +266,11 @@ fn duplicate_name(route: &Route, other: &Route) -> Error {
 fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<(), Error> {
     let capabilities = &wire.capabilities;
     let lacks = |need: &str| {
-        let (name, transport, scheme) = (&handler.info.name, &wire.config.name, &wire.config.scheme);
-        let message = format!("handler `{name}` needs {need}, which transport `{transport}` ({scheme}) does not have");
+        let (name, transport, scheme) =
+            (&handler.info.name, &wire.config.name, &wire.config.scheme);
+        let message = format!(
+            "handler `{name}` needs {need}, which transport `{transport}` ({scheme}) does not have"
+        );
         Err(Error::new(ErrorKind::Unsupported, message))
     };
     let missing = |support: Support| !support.is_supported();
@@ -226,7 +278,11 @@ fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<()
         return lacks(&format!("wildcards, for `{}`", handler.info.pattern));
     }
     let Some(event) = handler.event() else {
-        return if missing(capabilities.calls) { lacks("calls") } else { Ok(()) };
+        return if missing(capabilities.calls) {
+            lacks("calls")
+        } else {
+            Ok(())
+        };
     };
     if event.group.is_some() && missing(capabilities.groups) {
         return lacks("groups");
@@ -235,7 +291,11 @@ fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<()
         return lacks("order = \"key-in-group\"");
     }
     let later = event.retry.iter().any(|step| step.as_secs_f64() > 1.0);
-    if later && event.group.is_some() && event.after_failure == AfterFailure::Pass && missing(capabilities.delay) {
+    if later
+        && event.group.is_some()
+        && event.after_failure == AfterFailure::Pass
+        && missing(capabilities.delay)
+    {
         return lacks("retries later than 1s (set `retry` to steps of at most 1s)");
     }
     Ok(())
@@ -244,7 +304,11 @@ fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<()
 /// (group, pattern) names a subscription on the broker: two handlers of one would steal each other's messages.
 fn check_identities(plan: &Plan) -> Result<(), Error> {
     let mut seen: HashMap<(usize, SubscriptionId), &str> = HashMap::new();
-    for handler in plan.handlers.iter().filter(|handler| handler.info.group.is_some()) {
+    for handler in plan
+        .handlers
+        .iter()
+        .filter(|handler| handler.info.group.is_some())
+    {
         let identity = (handler.wire, handler.subscription());
         if let Some(other) = seen.insert(identity, &handler.info.name) {
             return Err(Error::config(format!(
@@ -261,8 +325,12 @@ fn check_identities(plan: &Plan) -> Result<(), Error> {
 fn check_kinds(plan: &Plan) -> Result<(), Error> {
     for (index, one) in plan.handlers.iter().enumerate() {
         for other in &plan.handlers[index + 1..] {
-            let both_events = one.info.kind == HandlerKind::Event && other.info.kind == HandlerKind::Event;
-            if both_events || one.wire != other.wire || !one.info.pattern.overlaps(&other.info.pattern) {
+            let both_events =
+                one.info.kind == HandlerKind::Event && other.info.kind == HandlerKind::Event;
+            if both_events
+                || one.wire != other.wire
+                || !one.info.pattern.overlaps(&other.info.pattern)
+            {
                 continue;
             }
             let (a, b) = (&one.info, &other.info);

@@ -46,7 +46,14 @@ impl RunningApp {
         abandoned: CancellationToken,
         grace: Duration,
     ) -> Self {
-        Self { client, members, workers, stopping, abandoned, grace }
+        Self {
+            client,
+            members,
+            workers,
+            stopping,
+            abandoned,
+            grace,
+        }
     }
 
     /// A client of the app's transports.
@@ -67,9 +74,15 @@ impl RunningApp {
         let wires = self.client.core().wires.iter();
         let transports = wires.map(|wire| {
             let status = wire.transport.status().borrow().clone();
-            TransportHealth { name: wire.name.clone(), status }
+            TransportHealth {
+                name: wire.name.clone(),
+                status,
+            }
         });
-        Health { transports: transports.collect(), handlers: self.members.iter().map(|member| member.health()).collect() }
+        Health {
+            transports: transports.collect(),
+            handlers: self.members.iter().map(|member| member.health()).collect(),
+        }
     }
 
     /// Stops the app: pulls no more, lets handlers finish within `grace` (25 s), settles, flushes, closes.
@@ -99,11 +112,16 @@ impl RunningApp {
         self.members.clear();
         let core = self.client.core();
         core.closed.store(true, Ordering::Release);
-        let left = end.saturating_duration_since(clock.now()).max(Duration::from_secs(1));
+        let left = end
+            .saturating_duration_since(clock.now())
+            .max(Duration::from_secs(1));
         let closed = core.wires.close(left).await;
         tracing::info!(app = core.app, drained, "stopped");
         if !drained {
-            let message = format!("handlers still ran after {:?}; their messages are delivered again", self.grace);
+            let message = format!(
+                "handlers still ran after {:?}; their messages are delivered again",
+                self.grace
+            );
             return Err(Error::new(ErrorKind::Timeout, message).with_operation("shutdown"));
         }
         closed
@@ -114,8 +132,11 @@ impl RunningApp {
     pub(super) async fn run_until_signal(self) -> Result<(), Error> {
         let mut signals = super::signals::Signals::listen()?;
         let stopping = self.stopping();
-        if let Either::Left((name, _)) =
-            select(std::pin::pin!(signals.next()), std::pin::pin!(stopping.cancelled())).await
+        if let Either::Left((name, _)) = select(
+            std::pin::pin!(signals.next()),
+            std::pin::pin!(stopping.cancelled()),
+        )
+        .await
         {
             tracing::info!(signal = name, "stopping; a second signal exits at once");
         }
@@ -132,7 +153,9 @@ impl RunningApp {
 
 impl fmt::Debug for RunningApp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RunningApp").field("client", &self.client).finish_non_exhaustive()
+        f.debug_struct("RunningApp")
+            .field("client", &self.client)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,7 +180,11 @@ impl Member for Arc<Crew<EventWork>> {
 #[async_trait]
 impl Member for Arc<Crew<CallWork>> {
     fn health(&self) -> HandlerHealth {
-        HandlerHealth { name: self.work().name().to_owned(), consuming: self.is_running(), stuck: 0 }
+        HandlerHealth {
+            name: self.work().name().to_owned(),
+            consuming: self.is_running(),
+            stuck: 0,
+        }
     }
 
     async fn stop(&self) -> Result<(), Error> {

@@ -60,16 +60,32 @@ pub(super) async fn start(app: App) -> Result<RunningApp, Error> {
         members.push(starter.run(handler, index, &mut sources, &mut workers));
     }
     tracing::info!(app = core.app, handlers = members.len(), "started");
-    Ok(RunningApp::new(Client::new(core), members, workers, starter.stopping, starter.abandoned, grace))
+    Ok(RunningApp::new(
+        Client::new(core),
+        members,
+        workers,
+        starter.stopping,
+        starter.abandoned,
+        grace,
+    ))
 }
 
 async fn open(plan: &Plan, core: &Arc<ClientCore>, sources: &mut Sources) -> Result<(), Error> {
     for (index, wire) in core.wires.iter().enumerate() {
-        let of_wire = || plan.handlers.iter().enumerate().filter(move |(_, handler)| handler.wire == index);
+        let of_wire = || {
+            plan.handlers
+                .iter()
+                .enumerate()
+                .filter(move |(_, handler)| handler.wire == index)
+        };
         declare(plan, core, index, wire).await?;
-        let calls: Vec<(usize, CallSpec)> = of_wire().filter_map(|(at, h)| Some((at, h.call_spec()?))).collect();
+        let calls: Vec<(usize, CallSpec)> = of_wire()
+            .filter_map(|(at, h)| Some((at, h.call_spec()?)))
+            .collect();
         serve(plan, wire, &calls, sources).await?;
-        let events: Vec<(usize, Spec)> = of_wire().filter_map(|(at, h)| Some((at, h.spec()?))).collect();
+        let events: Vec<(usize, Spec)> = of_wire()
+            .filter_map(|(at, h)| Some((at, h.spec()?)))
+            .collect();
         subscribe(plan, wire, &events, sources).await?;
         report_unclaimed(wire, &events).await;
     }
@@ -80,20 +96,33 @@ async fn open(plan: &Plan, core: &Arc<ClientCore>, sources: &mut Sources) -> Res
 async fn declare(plan: &Plan, core: &ClientCore, index: usize, wire: &Wire) -> Result<(), Error> {
     let mut groups: Vec<(SmolStr, Provision)> = Vec::new();
     for handler in plan.handlers.iter().filter(|handler| handler.wire == index) {
-        let Some(event) = handler.event() else { continue };
+        let Some(event) = handler.event() else {
+            continue;
+        };
         let group = dead_group(handler, &plan.app);
-        if !handler.info.pattern.is_dead_letters() && !groups.iter().any(|(known, _)| *known == group) {
+        if !handler.info.pattern.is_dead_letters()
+            && !groups.iter().any(|(known, _)| *known == group)
+        {
             groups.push((group, event.provision));
         }
     }
     let retention = core.dead_letter_retention;
-    let dead = groups.iter().map(|(group, provision)| copies::dead_letter_store(retention, *provision, group));
+    let dead = groups
+        .iter()
+        .map(|(group, provision)| copies::dead_letter_store(retention, *provision, group));
     let mut stores = dead.collect::<Result<Vec<Store>, Error>>()?;
     for rule in plan.config.rules().iter().filter(|rule| rule.declare) {
-        let transport = rule.transport.as_deref().unwrap_or(plan.config.events_transport());
+        let transport = rule
+            .transport
+            .as_deref()
+            .unwrap_or(plan.config.events_transport());
         if transport == wire.name {
             let retention = rule.retention.unwrap_or(plan.config.retention());
-            stores.push(Store { pattern: rule.pattern.clone(), retention, provision: plan.config.provision() });
+            stores.push(Store {
+                pattern: rule.pattern.clone(),
+                retention,
+                provision: plan.config.provision(),
+            });
         }
     }
     if stores.is_empty() {
@@ -101,7 +130,9 @@ async fn declare(plan: &Plan, core: &ClientCore, index: usize, wire: &Wire) -> R
     }
     let declared = wire.subscriber.declare(&stores).await;
     let first = declared.into_iter().find_map(Result::err);
-    first.map_or(Ok(()), |error| Err(error.with_context("transport", &wire.name)))
+    first.map_or(Ok(()), |error| {
+        Err(error.with_context("transport", &wire.name))
+    })
 }
 
 async fn serve(
@@ -115,7 +146,9 @@ async fn serve(
     }
     let Some(responder) = wire.transport.responder() else {
         let message = "the transport declares calls but serves none";
-        return Err(Error::new(ErrorKind::Unsupported, message).with_context("transport", &wire.name));
+        return Err(
+            Error::new(ErrorKind::Unsupported, message).with_context("transport", &wire.name)
+        );
     };
     let specs: Vec<CallSpec> = calls.iter().map(|(_, spec)| spec.clone()).collect();
     let served = responder.serve(&specs).await;
@@ -135,7 +168,12 @@ async fn subscribe(
     }
     let specs: Vec<Spec> = events.iter().map(|(_, spec)| spec.clone()).collect();
     let opened = wire.subscriber.subscribe(&specs).await;
-    sources.events.extend(collect(plan, events.iter().map(|(at, _)| *at), opened, wire)?);
+    sources.events.extend(collect(
+        plan,
+        events.iter().map(|(at, _)| *at),
+        opened,
+        wire,
+    )?);
     Ok(())
 }
 
@@ -147,13 +185,20 @@ fn collect<T>(
     wire: &Wire,
 ) -> Result<Vec<(usize, T)>, Error> {
     let mut results = results.into_iter();
-    let missing = || Err(Error::new(ErrorKind::Unavailable, "the adapter gave no result"));
+    let missing = || {
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "the adapter gave no result",
+        ))
+    };
     handlers
         .map(|at| match results.next().unwrap_or_else(missing) {
             Ok(source) => Ok((at, source)),
             Err(error) => {
                 let handler = &plan.handlers[at].info.name;
-                Err(error.with_context("handler", handler).with_context("transport", &wire.name))
+                Err(error
+                    .with_context("handler", handler)
+                    .with_context("transport", &wire.name))
             }
         })
         .collect()
@@ -161,7 +206,10 @@ fn collect<T>(
 
 /// Subscriptions of our groups that no handler claims any more still fill up: say so.
 async fn report_unclaimed(wire: &Wire, events: &[(usize, Spec)]) {
-    let mut groups: Vec<&SmolStr> = events.iter().filter_map(|(_, spec)| spec.subscription.group.as_ref()).collect();
+    let mut groups: Vec<&SmolStr> = events
+        .iter()
+        .filter_map(|(_, spec)| spec.subscription.group.as_ref())
+        .collect();
     groups.sort_unstable();
     groups.dedup();
     for group in groups {
@@ -173,7 +221,10 @@ async fn report_unclaimed(wire: &Wire, events: &[(usize, Spec)]) {
             }
         };
         for stored in stored {
-            if !events.iter().any(|(_, spec)| spec.subscription == stored.subscription) {
+            if !events
+                .iter()
+                .any(|(_, spec)| spec.subscription == stored.subscription)
+            {
                 let (subscription, backlog) = (&stored.subscription, stored.backlog);
                 tracing::warn!(transport = %wire.name, %subscription, backlog, "no handler claims this subscription");
             }
@@ -218,7 +269,9 @@ impl Starter {
             Settings::Call(call) => call.timeout,
         };
         let invoke = Invoke::new(scope, handler.erased, handler.layers, timeout);
-        if let (Settings::Event(event), Some(source)) = (&handler.settings, sources.events.remove(&index)) {
+        if let (Settings::Event(event), Some(source)) =
+            (&handler.settings, sources.events.remove(&index))
+        {
             let settings = EventSettings {
                 schedule: schedule(event, &subscription.pattern),
                 order: event.order,
@@ -228,9 +281,18 @@ impl Starter {
             let wire = self.core.wires.at(handler.wire);
             let settler = source.settler();
             let (stopping, waiting) = (self.stopping.clone(), Arc::clone(&self.waiting));
-            let work = EventWork::new(invoke, settings, Arc::clone(wire), settler, stopping, waiting);
+            let work = EventWork::new(
+                invoke,
+                settings,
+                Arc::clone(wire),
+                settler,
+                stopping,
+                waiting,
+            );
             let crew = Crew::new(Arc::new(work), source, concurrency, window, self.workers);
-            crew.workers().into_iter().for_each(|worker| drop(workers.spawn(worker)));
+            crew.workers()
+                .into_iter()
+                .for_each(|worker| drop(workers.spawn(worker)));
             return Box::new(crew);
         }
         let source = sources.calls.remove(&index);
@@ -238,8 +300,16 @@ impl Starter {
         let (Some(source), Some(replier)) = (source, replier) else {
             unreachable!("every handler of the plan was opened")
         };
-        let crew = Crew::new(Arc::new(CallWork::new(invoke, replier)), source, concurrency, window, self.workers);
-        crew.workers().into_iter().for_each(|worker| drop(workers.spawn(worker)));
+        let crew = Crew::new(
+            Arc::new(CallWork::new(invoke, replier)),
+            source,
+            concurrency,
+            window,
+            self.workers,
+        );
+        crew.workers()
+            .into_iter()
+            .for_each(|worker| drop(workers.spawn(worker)));
         Box::new(crew)
     }
 }

@@ -31,10 +31,17 @@ impl Cause {
     pub(crate) fn new(context: &Context) -> Self {
         let info = &context.scope.info;
         let headers = context.headers();
-        let trace = TRACE_HEADERS.into_iter().filter_map(|name| Some((name, headers.get(name)?.clone()))).collect();
+        let trace = TRACE_HEADERS
+            .into_iter()
+            .filter_map(|name| Some((name, headers.get(name)?.clone())))
+            .collect();
         Self {
             id: context.id().cloned(),
-            subscription: format!("{}/{}", info.group.as_deref().unwrap_or_default(), info.pattern.wildcards()),
+            subscription: format!(
+                "{}/{}",
+                info.group.as_deref().unwrap_or_default(),
+                info.pattern.wildcards()
+            ),
             trace,
             guard: context.message.guard().cloned(),
             ordinals: Mutex::default(),
@@ -80,6 +87,8 @@ impl Cause {
             *next
         };
         hasher.write(&ordinal.to_le_bytes());
-        Some(MessageId::from_bytes(hasher.finish128().as_u128().to_be_bytes()))
+        Some(MessageId::from_bytes(
+            hasher.finish128().as_u128().to_be_bytes(),
+        ))
     }
 }

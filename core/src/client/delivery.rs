@@ -26,8 +26,19 @@ pub struct Delivery<P> {
 }
 
 impl<P> Delivery<P> {
-    pub(super) fn new(payload: P, context: Context, tag: Tag, shared: Arc<SubscriptionShared>) -> Self {
-        Self { payload: Some(payload), context, tag, shared, settled: false }
+    pub(super) fn new(
+        payload: P,
+        context: Context,
+        tag: Tag,
+        shared: Arc<SubscriptionShared>,
+    ) -> Self {
+        Self {
+            payload: Some(payload),
+            context,
+            tag,
+            shared,
+            settled: false,
+        }
     }
 
     /// The message as it came.
@@ -82,7 +93,13 @@ impl<P> Delivery<P> {
         if self.shared.wire.capabilities.return_after == Support::Native {
             return self.settle(Settlement::ReturnAfter(delay)).await;
         }
-        copies::publish_retry(&self.shared.wire, &self.context, &self.shared.spec.subscription, delay).await?;
+        copies::publish_retry(
+            &self.shared.wire,
+            &self.context,
+            &self.shared.spec.subscription,
+            delay,
+        )
+        .await?;
         self.settle(Settlement::Ack).await
     }
 
@@ -92,7 +109,8 @@ impl<P> Delivery<P> {
     /// Where the dead letter could not be stored: the delivery goes back.
     pub async fn dead_letter(mut self, reason: impl Into<String>) -> Result<(), Error> {
         if let Some(group) = self.shared.spec.subscription.group.clone() {
-            copies::publish_dead_letter(&self.shared.wire, &self.context, &group, &reason.into()).await?;
+            copies::publish_dead_letter(&self.shared.wire, &self.context, &group, &reason.into())
+                .await?;
         }
         self.settle(Settlement::Ack).await
     }
@@ -135,6 +153,8 @@ impl<P> Drop for Delivery<P> {
 
 impl<P> fmt::Debug for Delivery<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("message", &self.context.message).finish_non_exhaustive()
+        f.debug_struct("Delivery")
+            .field("message", &self.context.message)
+            .finish_non_exhaustive()
     }
 }

@@ -38,13 +38,25 @@ impl<'a> Emit<'a> {
         payload: &P,
     ) -> Self {
         let message = subject.and_then(|subject| encode(client.core(), subject, payload));
-        Self { client, message, guarantee: None, unrouted: None, timeout: client.core().emit_timeout }
+        Self {
+            client,
+            message,
+            guarantee: None,
+            unrouted: None,
+            timeout: client.core().emit_timeout,
+        }
     }
 
     pub(super) fn forward(client: &'a Client, message: Message) -> Self {
         let subject = Subject::parse(message.subject().as_str());
         let message = subject.map(|_| message);
-        Self { client, message, guarantee: None, unrouted: None, timeout: client.core().emit_timeout }
+        Self {
+            client,
+            message,
+            guarantee: None,
+            unrouted: None,
+            timeout: client.core().emit_timeout,
+        }
     }
 
     /// Sets the key: messages of one key are handled in order.
@@ -108,7 +120,9 @@ pub(super) fn encode<P: IntoPayload + ?Sized>(
     subject: Subject,
     payload: &P,
 ) -> Result<Message, Error> {
-    let encoded = payload.into_payload(core.codec).map_err(|error| error.with_context("subject", &subject))?;
+    let encoded = payload
+        .into_payload(core.codec)
+        .map_err(|error| error.with_context("subject", &subject))?;
     Ok(Message::new(subject, encoded.bytes).with_content_type(encoded.content_type))
 }
 
@@ -123,14 +137,19 @@ impl<'a> IntoFuture for Emit<'a> {
 
 impl fmt::Debug for Emit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Emit").field("message", &self.message).finish_non_exhaustive()
+        f.debug_struct("Emit")
+            .field("message", &self.message)
+            .finish_non_exhaustive()
     }
 }
 
 /// The publishing of one event. Allocates nothing where the transport takes the message at once.
 pub struct EmitFuture<'a>(State<'a>);
 
-#[allow(clippy::large_enum_variant, reason = "boxing the start is the allocation that this type avoids")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "boxing the start is the allocation that this type avoids"
+)]
 enum State<'a> {
     Start(Emit<'a>),
     Waiting(BoxFuture<'static, Result<Receipt, Error>>),
@@ -142,7 +161,9 @@ impl Future for EmitFuture<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Start(_) = self.0 {
-            let State::Start(emit) = std::mem::replace(&mut self.0, State::Over) else { unreachable!() };
+            let State::Start(emit) = std::mem::replace(&mut self.0, State::Over) else {
+                unreachable!()
+            };
             match emit.begin() {
                 Begun::Over(result) => return Poll::Ready(result),
                 Begun::Waiting(future) => self.0 = State::Waiting(future),
@@ -169,7 +190,10 @@ enum Begun {
 impl Emit<'_> {
     fn begin(self) -> Begun {
         let core = self.client.core();
-        let message = match self.message.and_then(|message| core.check_open().map(|()| message)) {
+        let message = match self
+            .message
+            .and_then(|message| core.check_open().map(|()| message))
+        {
             Ok(message) => message,
             Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
         };
@@ -180,13 +204,25 @@ impl Emit<'_> {
             Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
         };
         let (entry, fresh) = prepare(self.client, message, guarantee);
-        let job = Job { fresh, unrouted: self.unrouted.unwrap_or(route.unrouted), timeout: self.timeout };
-        match wire.publisher.publish(PublishBatch::single(entry, self.timeout)) {
+        let job = Job {
+            fresh,
+            unrouted: self.unrouted.unwrap_or(route.unrouted),
+            timeout: self.timeout,
+        };
+        match wire
+            .publisher
+            .publish(PublishBatch::single(entry, self.timeout))
+        {
             Progress::Done(batch) => match job.judge(core, batch) {
                 Judged::Over(result) => Begun::Over(result),
                 Judged::Again(entry, error) => {
                     let publisher = Arc::clone(&wire.publisher);
-                    Begun::Waiting(Box::pin(job.again(Arc::clone(core), publisher, entry, error)))
+                    Begun::Waiting(Box::pin(job.again(
+                        Arc::clone(core),
+                        publisher,
+                        entry,
+                        error,
+                    )))
                 }
             },
             Progress::Pending(future) => {
@@ -194,7 +230,9 @@ impl Emit<'_> {
                 Begun::Waiting(Box::pin(async move {
                     match job.judge(&core, future.await) {
                         Judged::Over(result) => result,
-                        Judged::Again(entry, error) => job.again(core, publisher, entry, error).await,
+                        Judged::Again(entry, error) => {
+                            job.again(core, publisher, entry, error).await
+                        }
                     }
                 }))
             }
@@ -203,7 +241,11 @@ impl Emit<'_> {
 }
 
 /// Completes a message: its id, its trace, its place in a test's record. `true` says that its id is a fresh random one.
-pub(super) fn prepare(client: &Client, mut message: Message, guarantee: Guarantee) -> (Entry, bool) {
+pub(super) fn prepare(
+    client: &Client,
+    mut message: Message,
+    guarantee: Guarantee,
+) -> (Entry, bool) {
     if let Some(cause) = client.cause() {
         cause.mark(&mut message);
     }
@@ -234,8 +276,13 @@ enum Judged {
 impl Job {
     fn judge(self, core: &ClientCore, batch: PublishBatch) -> Judged {
         let (entries, outcomes) = batch.into_parts();
-        let (Some(entry), Some(outcome)) = (entries.into_iter().next(), outcomes.into_iter().next()) else {
-            return Judged::Over(Err(Error::new(ErrorKind::OutcomeUnknown, "the adapter gave no entry back")));
+        let (Some(entry), Some(outcome)) =
+            (entries.into_iter().next(), outcomes.into_iter().next())
+        else {
+            return Judged::Over(Err(Error::new(
+                ErrorKind::OutcomeUnknown,
+                "the adapter gave no entry back",
+            )));
         };
         match self.result(core, &entry, outcome, true) {
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown => Judged::Again(entry, error),
@@ -255,7 +302,10 @@ impl Job {
         let error = match outcome {
             Published::Accepted(receipt) if receipt.is_duplicate() && self.fresh && first => {
                 // The id is random and new: whatever the broker has under it is not this message.
-                Error::new(ErrorKind::Rejected, "the broker took the message for a duplicate of another one")
+                Error::new(
+                    ErrorKind::Rejected,
+                    "the broker took the message for a duplicate of another one",
+                )
             }
             Published::Accepted(receipt) => {
                 core.metrics.published.increment(1);
@@ -274,7 +324,9 @@ impl Job {
             }
         };
         core.metrics.failed.increment(1);
-        Err(error.with_operation("emit").with_context("subject", subject))
+        Err(error
+            .with_operation("emit")
+            .with_context("subject", subject))
     }
 
     fn allow_unrouted(self, core: &ClientCore, entry: &Entry) -> Option<Receipt> {
@@ -311,8 +363,14 @@ impl Job {
             core.clock.sleep_until(now + pause).await;
             pause = (pause * 2).min(LAST_RETRY);
             let left = deadline.saturating_duration_since(core.clock.now());
-            let (entries, outcomes) = publisher.publish(PublishBatch::single(entry, left)).wait().await.into_parts();
-            let (Some(same), Some(outcome)) = (entries.into_iter().next(), outcomes.into_iter().next()) else {
+            let (entries, outcomes) = publisher
+                .publish(PublishBatch::single(entry, left))
+                .wait()
+                .await
+                .into_parts();
+            let (Some(same), Some(outcome)) =
+                (entries.into_iter().next(), outcomes.into_iter().next())
+            else {
                 return Err(last);
             };
             entry = same;
@@ -326,5 +384,9 @@ impl Job {
 
 /// The rule of a subject as a job for one of its entries.
 pub(super) fn job(route: &SubjectRoute, fresh: bool, timeout: Duration) -> Job {
-    Job { fresh, unrouted: route.unrouted, timeout }
+    Job {
+        fresh,
+        unrouted: route.unrouted,
+        timeout,
+    }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use super::emit::{encode, job, prepare};
 use super::Client;
+use super::emit::{encode, job, prepare};
 use crate::pattern::publish_subscribe::PublishBatch;
 use crate::payload::IntoPayload;
 use crate::{Error, ErrorKind, Guarantee, Key, Message, Receipt, Subject};
@@ -34,13 +34,20 @@ impl<'a> EmitAll<'a> {
         let core = client.core();
         let payloads = payloads.into_iter();
         let messages = match subject {
-            Ok(subject) => payloads.map(|payload| encode(core, subject.clone(), payload)).collect(),
+            Ok(subject) => payloads
+                .map(|payload| encode(core, subject.clone(), payload))
+                .collect(),
             Err(error) => {
                 let copy = || Error::new(error.kind(), error.to_string());
                 payloads.map(|_| Err(copy())).collect()
             }
         };
-        Self { client, messages, guarantee: None, timeout: core.emit_timeout }
+        Self {
+            client,
+            messages,
+            guarantee: None,
+            timeout: core.emit_timeout,
+        }
     }
 
     /// Gives all of them one key.
@@ -71,7 +78,14 @@ impl<'a> EmitAll<'a> {
         let mut messages = self.messages.into_iter().peekable();
         while messages.peek().is_some() {
             let chunk: Vec<_> = messages.by_ref().take(CHUNK).collect();
-            publish_chunk(self.client, chunk, self.guarantee, self.timeout, &mut results).await;
+            publish_chunk(
+                self.client,
+                chunk,
+                self.guarantee,
+                self.timeout,
+                &mut results,
+            )
+            .await;
         }
         if results.iter().all(Result::is_ok) {
             return Ok(results.into_iter().flatten().collect());
@@ -90,12 +104,23 @@ async fn publish_chunk(
 ) {
     let core = client.core();
     let open = core.check_open();
-    let Some(subject) = chunk.iter().find_map(|message| Some(message.as_ref().ok()?.subject().clone())) else {
-        results.extend(chunk.into_iter().map(|message| message.map(|_| Receipt::new())));
+    let Some(subject) = chunk
+        .iter()
+        .find_map(|message| Some(message.as_ref().ok()?.subject().clone()))
+    else {
+        results.extend(
+            chunk
+                .into_iter()
+                .map(|message| message.map(|_| Receipt::new())),
+        );
         return;
     };
     if let Err(error) = open {
-        results.extend(chunk.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))));
+        results.extend(
+            chunk
+                .iter()
+                .map(|_| Err(Error::new(error.kind(), error.to_string()))),
+        );
         return;
     }
     let route = core.wires.route(&subject);
@@ -103,7 +128,11 @@ async fn publish_chunk(
     let guarantee = match route.guarantee(guarantee) {
         Ok(guarantee) => guarantee,
         Err(error) => {
-            results.extend(chunk.iter().map(|_| Err(Error::new(error.kind(), error.to_string()))));
+            results.extend(
+                chunk
+                    .iter()
+                    .map(|_| Err(Error::new(error.kind(), error.to_string()))),
+            );
             return;
         }
     };
@@ -130,11 +159,15 @@ async fn publish_chunk(
         results.push(match published.next() {
             Some((entry, outcome)) => match job.result(core, &entry, outcome, true) {
                 Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
-                    job.again(Arc::clone(core), Arc::clone(&wire.publisher), entry, error).await
+                    job.again(Arc::clone(core), Arc::clone(&wire.publisher), entry, error)
+                        .await
                 }
                 result => result,
             },
-            None => Err(Error::new(ErrorKind::OutcomeUnknown, "the adapter gave too few entries back")),
+            None => Err(Error::new(
+                ErrorKind::OutcomeUnknown,
+                "the adapter gave too few entries back",
+            )),
         });
     }
 }
@@ -150,7 +183,9 @@ impl<'a> IntoFuture for EmitAll<'a> {
 
 impl fmt::Debug for EmitAll<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmitAll").field("messages", &self.messages.len()).finish_non_exhaustive()
+        f.debug_struct("EmitAll")
+            .field("messages", &self.messages.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -180,8 +215,13 @@ impl EmitAllError {
 impl fmt::Display for EmitAllError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let failed = self.results.iter().filter(|result| result.is_err()).count();
-        write!(f, "{failed} of {} events were not published", self.results.len())?;
-        self.first().map_or(Ok(()), |error| write!(f, "; the first: {error}"))
+        write!(
+            f,
+            "{failed} of {} events were not published",
+            self.results.len()
+        )?;
+        self.first()
+            .map_or(Ok(()), |error| write!(f, "; the first: {error}"))
     }
 }
 

@@ -90,7 +90,11 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future may or may not have published the event.
-    pub fn emit<P: IntoPayload + ?Sized>(&self, target: impl EventTarget<P>, payload: &P) -> Emit<'_> {
+    pub fn emit<P: IntoPayload + ?Sized>(
+        &self,
+        target: impl EventTarget<P>,
+        payload: &P,
+    ) -> Emit<'_> {
         Emit::new(self, target.subject(), payload)
     }
 
@@ -160,7 +164,10 @@ impl Client {
     }
 
     pub(crate) fn caused(core: &Arc<ClientCore>, cause: Cause) -> Self {
-        Self { core: Arc::clone(core), cause: Some(Arc::new(cause)) }
+        Self {
+            core: Arc::clone(core),
+            cause: Some(Arc::new(cause)),
+        }
     }
 
     pub(crate) fn core(&self) -> &Arc<ClientCore> {
@@ -174,7 +181,10 @@ impl Client {
     /// The native door of an adapter: the transport that the configuration calls `name`.
     #[must_use]
     pub fn transport(&self, name: &str) -> Option<Arc<dyn crate::transport::Transport>> {
-        self.core.wires.by_name(name).map(|wire| Arc::clone(&wire.transport))
+        self.core
+            .wires
+            .by_name(name)
+            .map(|wire| Arc::clone(&wire.transport))
     }
 }
 
@@ -195,6 +205,9 @@ impl fmt::Debug for Client {
 
 impl fmt::Debug for ClientCore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("app", &self.app).field("wires", &self.wires).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("app", &self.app)
+            .field("wires", &self.wires)
+            .finish_non_exhaustive()
     }
 }

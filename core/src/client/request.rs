@@ -29,7 +29,12 @@ impl<'a, R: FromPayload> Request<'a, R> {
         request: &Q,
     ) -> Self {
         let message = subject.and_then(|subject| encode(client.core(), subject, request));
-        Self { client, message, timeout: client.core().request_timeout, reply: PhantomData }
+        Self {
+            client,
+            message,
+            timeout: client.core().request_timeout,
+            reply: PhantomData,
+        }
     }
 
     /// Sets the deadline. Default: 10 s.
@@ -57,11 +62,20 @@ impl<'a, R: FromPayload> Request<'a, R> {
         let subject = message.subject().clone();
         let requester = core.wires.requester(&subject)?;
         let deadline = core.clock.now() + self.timeout;
-        let reply = requester.request(message.with_deadline(self.timeout), deadline).wait().await;
-        let reply = reply.map_err(|error| error.with_operation("request").with_context("subject", &subject))?;
+        let reply = requester
+            .request(message.with_deadline(self.timeout), deadline)
+            .wait()
+            .await;
+        let reply = reply.map_err(|error| {
+            error
+                .with_operation("request")
+                .with_context("subject", &subject)
+        })?;
         match reply.error_code() {
             None => R::from_payload(&reply),
-            Some(code) => Err(Error::remote(remote_error(code, &reply)).with_context("subject", &subject)),
+            Some(code) => {
+                Err(Error::remote(remote_error(code, &reply)).with_context("subject", &subject))
+            }
         }
         .map_err(|error| error.with_operation("request"))
     }
@@ -84,7 +98,9 @@ impl<'a, R: FromPayload> IntoFuture for Request<'a, R> {
 
 impl<R> fmt::Debug for Request<'_, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("message", &self.message).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("message", &self.message)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,13 +114,15 @@ impl Error {
     /// A timeout of a call. For adapters.
     #[must_use]
     pub fn call_timeout(subject: &Subject) -> Self {
-        Self::new(ErrorKind::Timeout, "no reply came before the deadline").with_context("subject", subject)
+        Self::new(ErrorKind::Timeout, "no reply came before the deadline")
+            .with_context("subject", subject)
     }
 
     /// The error of a call that nobody answers. For adapters.
     #[must_use]
     pub fn no_responder(subject: &Subject) -> Self {
-        let remedy = "no handler answers this subject; is its service running, on the same transport?";
+        let remedy =
+            "no handler answers this subject; is its service running, on the same transport?";
         Self::new(ErrorKind::NoRoute, remedy).with_context("subject", subject)
     }
 }

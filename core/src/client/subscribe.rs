@@ -16,7 +16,9 @@ use super::{Client, ClientCore, Delivery, Wire};
 use crate::context::{Context, Scope};
 use crate::engine::copies;
 use crate::extract::StateMap;
-use crate::pattern::publish_subscribe::{Incoming, Order, Received, Settle, SettleBatch, Settlement, Spec, SubscriptionId};
+use crate::pattern::publish_subscribe::{
+    Incoming, Order, Received, Settle, SettleBatch, Settlement, Spec, SubscriptionId,
+};
 use crate::pattern::{Batch, Pulled};
 use crate::payload::FromPayload;
 use crate::router::{HandlerInfo, HandlerKind};
@@ -88,7 +90,10 @@ impl<'a, P: FromPayload> Subscribe<'a, P> {
         let pattern = self.pattern?;
         let route = core.wires.route_of_pattern(&pattern);
         let wire = core.wires.wire(route);
-        let id = SubscriptionId { group: self.group.as_deref().map(Into::into), pattern: pattern.clone() };
+        let id = SubscriptionId {
+            group: self.group.as_deref().map(Into::into),
+            pattern: pattern.clone(),
+        };
         if let Some(group) = &self.group
             && !pattern.is_dead_letters()
         {
@@ -102,10 +107,22 @@ impl<'a, P: FromPayload> Subscribe<'a, P> {
         if let Some(start) = self.start {
             spec = spec.with_start(start);
         }
-        let opened = wire.subscriber.subscribe(std::slice::from_ref(&spec)).await.into_iter().next();
-        let missing = || Err(Error::new(ErrorKind::Unavailable, "the adapter opened no subscription"));
+        let opened = wire
+            .subscriber
+            .subscribe(std::slice::from_ref(&spec))
+            .await
+            .into_iter()
+            .next();
+        let missing = || {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "the adapter opened no subscription",
+            ))
+        };
         let incoming = opened.unwrap_or_else(missing).map_err(|error| {
-            error.with_operation("subscribe").with_context("subscription", &spec.subscription)
+            error
+                .with_operation("subscribe")
+                .with_context("subscription", &spec.subscription)
         })?;
         Ok(Subscription::new(core, wire, incoming, spec))
     }
@@ -122,7 +139,10 @@ impl<'a, P: FromPayload> IntoFuture for Subscribe<'a, P> {
 
 impl<P> fmt::Debug for Subscribe<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscribe").field("pattern", &self.pattern).field("group", &self.group).finish_non_exhaustive()
+        f.debug_struct("Subscribe")
+            .field("pattern", &self.pattern)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,7 +171,12 @@ pub(super) struct SubscriptionShared {
 }
 
 impl<P: FromPayload> Subscription<P> {
-    fn new(core: &Arc<ClientCore>, wire: &Arc<Wire>, incoming: Box<dyn Incoming>, spec: Spec) -> Self {
+    fn new(
+        core: &Arc<ClientCore>,
+        wire: &Arc<Wire>,
+        incoming: Box<dyn Incoming>,
+        spec: Spec,
+    ) -> Self {
         let info = HandlerInfo {
             name: spec.subscription.to_string(),
             kind: HandlerKind::Event,
@@ -171,7 +196,12 @@ impl<P: FromPayload> Subscription<P> {
         };
         let settler = incoming.settler();
         let batch = Batch::new(spec.window);
-        let shared = SubscriptionShared { scope: Arc::new(scope), wire: Arc::clone(wire), settler, spec };
+        let shared = SubscriptionShared {
+            scope: Arc::new(scope),
+            wire: Arc::clone(wire),
+            settler,
+            spec,
+        };
         Self {
             shared: Arc::new(shared),
             incoming,
@@ -229,11 +259,21 @@ impl<P: FromPayload> Subscription<P> {
     }
 
     fn open(&self, received: Received) -> Result<Delivery<P>, BoxFuture<'static, Error>> {
-        let Received { message, tag, deliveries: _, native } = received;
+        let Received {
+            message,
+            tag,
+            deliveries: _,
+            native,
+        } = received;
         let mut context = Context::new(message, Arc::clone(&self.shared.scope));
         context.native = native;
         match P::from_payload(&context.message) {
-            Ok(payload) => Ok(Delivery::new(payload, context, tag, Arc::clone(&self.shared))),
+            Ok(payload) => Ok(Delivery::new(
+                payload,
+                context,
+                tag,
+                Arc::clone(&self.shared),
+            )),
             Err(error) => {
                 let delivery = Delivery::new((), context, tag, Arc::clone(&self.shared));
                 Err(Box::pin(async move {
@@ -265,15 +305,26 @@ impl<P> Drop for Subscription<P> {
 
 impl<P> fmt::Debug for Subscription<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").field("id", &self.shared.spec.subscription).finish_non_exhaustive()
+        f.debug_struct("Subscription")
+            .field("id", &self.shared.spec.subscription)
+            .finish_non_exhaustive()
     }
 }
 
 impl SubscriptionShared {
-    pub(super) async fn settle(&self, tag: crate::pattern::Tag, settlement: Settlement) -> Result<(), Error> {
+    pub(super) async fn settle(
+        &self,
+        tag: crate::pattern::Tag,
+        settlement: Settlement,
+    ) -> Result<(), Error> {
         let mut batch = SettleBatch::default();
         batch.push(tag, settlement);
-        self.settler.settle(batch).wait().await.into_single().map_err(|error| error.with_operation("settle"))
+        self.settler
+            .settle(batch)
+            .wait()
+            .await
+            .into_single()
+            .map_err(|error| error.with_operation("settle"))
     }
 
     /// Gives a delivery back from where nothing can be awaited.

@@ -82,12 +82,19 @@ impl Wires {
         rules: Vec<(Pattern, SubjectRoute)>,
         default: SubjectRoute,
     ) -> Self {
-        Self { wires, rules, default }
+        Self {
+            wires,
+            rules,
+            default,
+        }
     }
 
     /// The first rule that matches, or the default.
     pub(crate) fn route(&self, subject: &Subject) -> &SubjectRoute {
-        let rule = self.rules.iter().find(|(pattern, _)| pattern.matches(subject));
+        let rule = self
+            .rules
+            .iter()
+            .find(|(pattern, _)| pattern.matches(subject));
         rule.map_or(&self.default, |(_, route)| route)
     }
 
@@ -104,9 +111,12 @@ impl Wires {
     pub(crate) fn requester(&self, subject: &Subject) -> Result<&Arc<dyn Requester>, Error> {
         let wire = &self.wires[self.route(subject).calls];
         wire.requester.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "the transport has no calls; name another under `calls`")
-                .with_context("transport", &wire.name)
-                .with_context("subject", subject)
+            Error::new(
+                ErrorKind::Unsupported,
+                "the transport has no calls; name another under `calls`",
+            )
+            .with_context("transport", &wire.name)
+            .with_context("subject", subject)
         })
     }
 

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use tracing::Instrument;
 
+use crate::Failure;
 use crate::clock::{Clock, Sleep};
 use crate::context::{Context, Scope};
 use crate::handler::{Erased, HandlerFuture, Output, Rejection};
 use crate::layer::{Layer, Next};
 use crate::router::HandlerKind;
-use crate::Failure;
 
 /// Calls one handler.
 pub(crate) struct Invoke {
@@ -39,8 +39,18 @@ pub(super) enum Failed {
 }
 
 impl Invoke {
-    pub(crate) fn new(scope: Arc<Scope>, handler: Erased, layers: Vec<Arc<dyn Layer>>, timeout: Duration) -> Self {
-        Self { scope, handler, layers: layers.into(), timeout }
+    pub(crate) fn new(
+        scope: Arc<Scope>,
+        handler: Erased,
+        layers: Vec<Arc<dyn Layer>>,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            scope,
+            handler,
+            layers: layers.into(),
+            timeout,
+        }
     }
 
     pub(super) fn clock(&self) -> &Arc<dyn Clock> {
@@ -52,7 +62,9 @@ impl Invoke {
         let begun = catch_unwind(AssertUnwindSafe(|| {
             let mut future = match self.call(context) {
                 Ok(future) => future,
-                Err(Rejection::Undecodable(error)) => return First::Over(Err(Failed::Undecodable(error))),
+                Err(Rejection::Undecodable(error)) => {
+                    return First::Over(Err(Failed::Undecodable(error)));
+                }
                 Err(Rejection::Failed(failure)) => return First::Over(Err(Failed::By(failure))),
             };
             match future.poll_unpin(cx) {
@@ -64,7 +76,11 @@ impl Invoke {
     }
 
     /// Goes on with an attempt until its deadline.
-    pub(super) async fn go_on(&self, mut future: HandlerFuture, deadline: Instant) -> Result<Output, Failed> {
+    pub(super) async fn go_on(
+        &self,
+        mut future: HandlerFuture,
+        deadline: Instant,
+    ) -> Result<Output, Failed> {
         let mut timer: Option<Sleep> = None;
         poll_fn(|cx| {
             match catch_unwind(AssertUnwindSafe(|| future.poll_unpin(cx))) {
@@ -73,7 +89,9 @@ impl Invoke {
                 Err(panic) => return Poll::Ready(Err(Failed::By(panicked(&*panic)))),
             }
             let timer = timer.get_or_insert_with(|| self.clock().sleep_until(deadline));
-            timer.poll_unpin(cx).map(|()| Err(Failed::By(self.timed_out())))
+            timer
+                .poll_unpin(cx)
+                .map(|()| Err(Failed::By(self.timed_out())))
         })
         .await
     }
@@ -98,7 +116,11 @@ impl Invoke {
             let next = Next::new(Arc::clone(&self.layers), Arc::clone(&self.handler));
             Box::pin(next.run(context.for_handler()))
         };
-        Ok(if span.is_disabled() { future } else { Box::pin(future.instrument(span)) })
+        Ok(if span.is_disabled() {
+            future
+        } else {
+            Box::pin(future.instrument(span))
+        })
     }
 
     fn span(&self, context: &Context) -> tracing::Span {
@@ -125,5 +147,8 @@ impl Invoke {
 fn panicked(panic: &(dyn Any + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Failure::transient(format!("the handler panicked: {}", text.unwrap_or("no message")))
+    Failure::transient(format!(
+        "the handler panicked: {}",
+        text.unwrap_or("no message")
+    ))
 }

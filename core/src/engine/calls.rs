@@ -39,7 +39,11 @@ pub(crate) struct CallDone {
 impl CallWork {
     pub(crate) fn new(invoke: Invoke, replier: Arc<dyn Replier>) -> Self {
         let metrics = HandlerMetrics::new(&invoke.scope.info);
-        Self { invoke, replier, metrics }
+        Self {
+            invoke,
+            replier,
+            metrics,
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -51,7 +55,10 @@ impl CallWork {
             First::Over(result) => result,
             First::Waiting(future) => {
                 let own = self.invoke.clock().now() + self.invoke.timeout;
-                let deadline = job.context.deadline.map_or(own, |deadline| deadline.min(own));
+                let deadline = job
+                    .context
+                    .deadline
+                    .map_or(own, |deadline| deadline.min(own));
                 self.invoke.go_on(future, deadline).await
             }
         };
@@ -69,7 +76,10 @@ impl CallWork {
                 error_reply(job.context.subject(), &self.refusal(&job.context, failed))
             }
         };
-        CallDone { job, reply: Some(reply) }
+        CallDone {
+            job,
+            reply: Some(reply),
+        }
     }
 
     fn reply(&self, context: &Context, output: Output) -> Message {
@@ -78,12 +88,15 @@ impl CallWork {
             let nothing = RemoteError::new(RemoteError::INTERNAL, "no reply was made");
             return error_reply(context.subject(), &nothing);
         };
-        Message::new(context.subject().clone(), encoded.bytes).with_content_type(encoded.content_type)
+        Message::new(context.subject().clone(), encoded.bytes)
+            .with_content_type(encoded.content_type)
     }
 
     fn refusal(&self, context: &Context, failed: Failed) -> RemoteError {
         match failed {
-            Failed::Undecodable(error) => RemoteError::new(RemoteError::INVALID_PAYLOAD, error.to_string()),
+            Failed::Undecodable(error) => {
+                RemoteError::new(RemoteError::INVALID_PAYLOAD, error.to_string())
+            }
             Failed::By(failure) => failure.to_remote(|| {
                 let error_id = MessageId::random().to_string();
                 let (handler, subject) = (self.name(), context.subject());
@@ -110,23 +123,41 @@ impl Work for CallWork {
     }
 
     fn admit(&self, call: ReceivedCall) -> Option<CallJob> {
-        let ReceivedCall { message, tag, deadline } = call;
+        let ReceivedCall {
+            message,
+            tag,
+            deadline,
+        } = call;
         let mut context = Context::new(message, Arc::clone(&self.invoke.scope));
         context.deadline = deadline;
         self.metrics.received.increment(1);
         self.metrics.in_flight.increment(1.0);
-        let began = self.metrics.duration.as_ref().map(|_| self.invoke.clock().now());
-        Some(CallJob { context, tag, began })
+        let began = self
+            .metrics
+            .duration
+            .as_ref()
+            .map(|_| self.invoke.clock().now());
+        Some(CallJob {
+            context,
+            tag,
+            began,
+        })
     }
 
     fn start(self: &Arc<Self>, job: CallJob, cx: &mut TaskContext<'_>) -> Started<CallDone> {
-        if job.context.deadline.is_some_and(|deadline| deadline <= self.invoke.clock().now()) {
+        if job
+            .context
+            .deadline
+            .is_some_and(|deadline| deadline <= self.invoke.clock().now())
+        {
             self.metrics.expired.increment(1);
             return Started::Done(CallDone { job, reply: None });
         }
         match self.invoke.begin(&job.context, cx) {
             First::Over(result) => Started::Done(self.answer(job, result)),
-            first @ First::Waiting(_) => Started::Parked(Box::pin(Arc::clone(self).carry_on(job, first))),
+            first @ First::Waiting(_) => {
+                Started::Parked(Box::pin(Arc::clone(self).carry_on(job, first)))
+            }
         }
     }
 
@@ -148,7 +179,8 @@ impl Work for CallWork {
     }
 
     fn give_back(&self, job: CallJob, outbox: &mut Vec<Reply>) -> usize {
-        let stopping = RemoteError::new("unavailable", "the service is stopping").with_retryable(true);
+        let stopping =
+            RemoteError::new("unavailable", "the service is stopping").with_retryable(true);
         let reply = Some(error_reply(job.context.subject(), &stopping));
         self.finish(CallDone { job, reply }, outbox);
         1
@@ -167,7 +199,10 @@ impl Work for CallWork {
         }
         let this = Arc::clone(self);
         Some(Box::pin(async move {
-            join_all(sending).await.into_iter().for_each(|result| this.check_sent(result));
+            join_all(sending)
+                .await
+                .into_iter()
+                .for_each(|result| this.check_sent(result));
         }))
     }
 

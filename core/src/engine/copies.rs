@@ -17,15 +17,27 @@ use crate::{Error, ErrorKind, Message, Pattern, Subject};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes sure that the dead letters of `group` have a place.
-pub(crate) async fn declare_dead_letters(core: &ClientCore, wire: &Wire, group: &str) -> Result<(), Error> {
+pub(crate) async fn declare_dead_letters(
+    core: &ClientCore,
+    wire: &Wire,
+    group: &str,
+) -> Result<(), Error> {
     let store = dead_letter_store(core.dead_letter_retention, Provision::Create, group)?;
     let declared = wire.subscriber.declare(&[store]).await;
     declared.into_iter().collect()
 }
 
-pub(crate) fn dead_letter_store(retention: Duration, provision: Provision, group: &str) -> Result<Store, Error> {
+pub(crate) fn dead_letter_store(
+    retention: Duration,
+    provision: Provision,
+    group: &str,
+) -> Result<Store, Error> {
     let pattern = Pattern::parse_any(Subject::dead_letters(group).as_str())?;
-    Ok(Store { pattern, retention, provision })
+    Ok(Store {
+        pattern,
+        retention,
+        provision,
+    })
 }
 
 /// Publishes a copy for one subscription, due after `delay`, with its failed attempts counted.
@@ -40,7 +52,13 @@ pub(crate) async fn publish_retry(
     let mut message = failed_copy(context, None);
     message.trail_mut().due = Some(clock.wall() + delay);
     let target = Target::Subscription(subscription.clone());
-    publish(wire, Entry::new(message).with_target(target).with_not_before(Some(due))).await
+    publish(
+        wire,
+        Entry::new(message)
+            .with_target(target)
+            .with_not_before(Some(due)),
+    )
+    .await
 }
 
 /// Publishes a copy to the dead letters of `group`, with all that is known of its end.
@@ -62,17 +80,31 @@ pub(crate) async fn publish_dead_letter(
 pub(crate) async fn redrive(core: &Arc<ClientCore>, dead_letter: &Message) -> Result<(), Error> {
     let refused = |why: &str| {
         let error = Error::config(format!("the message cannot be redriven: {why}"));
-        Err(error.with_operation("redrive").with_context("subject", dead_letter.subject()))
+        Err(error
+            .with_operation("redrive")
+            .with_context("subject", dead_letter.subject()))
     };
-    let Some(trail) = dead_letter.trail() else { return refused("it is no dead letter") };
+    let Some(trail) = dead_letter.trail() else {
+        return refused("it is no dead letter");
+    };
     let (Some(group), Some(pattern)) = (&trail.group, &trail.pattern) else {
         return refused("it does not tell which subscription failed it");
     };
-    let wire = trail.origin.as_deref().and_then(|origin| core.wires.by_name(origin));
+    let wire = trail
+        .origin
+        .as_deref()
+        .and_then(|origin| core.wires.by_name(origin));
     let wire = wire.unwrap_or_else(|| core.wires.wire(core.wires.route(&trail.subject)));
     let subscription = SubscriptionId::new(group.as_str(), pattern.clone());
-    let message = dead_letter.clone().with_subject(trail.subject.clone()).with_trail(None);
-    publish(wire, Entry::new(message).with_target(Target::Subscription(subscription))).await
+    let message = dead_letter
+        .clone()
+        .with_subject(trail.subject.clone())
+        .with_trail(None);
+    publish(
+        wire,
+        Entry::new(message).with_target(Target::Subscription(subscription)),
+    )
+    .await
 }
 
 /// The message with its trail brought up to date.
@@ -95,10 +127,18 @@ fn failed_copy(context: &Context, error: Option<&str>) -> Message {
 }
 
 async fn publish(wire: &Wire, entry: Entry) -> Result<(), Error> {
-    let (_, outcomes) = wire.publisher.publish(PublishBatch::single(entry, TIMEOUT)).wait().await.into_parts();
+    let (_, outcomes) = wire
+        .publisher
+        .publish(PublishBatch::single(entry, TIMEOUT))
+        .wait()
+        .await
+        .into_parts();
     match outcomes.into_iter().next() {
         Some(Published::Accepted(_)) => Ok(()),
         Some(Published::Rejected(error) | Published::Unknown(error)) => Err(error),
-        None => Err(Error::new(ErrorKind::OutcomeUnknown, "the adapter reported no outcome")),
+        None => Err(Error::new(
+            ErrorKind::OutcomeUnknown,
+            "the adapter reported no outcome",
+        )),
     }
 }

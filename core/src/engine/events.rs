@@ -16,7 +16,9 @@ use super::retry::{Schedule, Verdict};
 use super::worker::{Started, Work};
 use crate::client::Wire;
 use crate::context::Context;
-use crate::pattern::publish_subscribe::{Incoming, Received, Settle, SettleBatch, Settlement, SubscriptionId};
+use crate::pattern::publish_subscribe::{
+    Incoming, Received, Settle, SettleBatch, Settlement, SubscriptionId,
+};
 use crate::pattern::{Batch, Progress, PullResult, Tag};
 use crate::telemetry::HandlerMetrics;
 use crate::testing::Outcome;
@@ -111,7 +113,9 @@ impl EventWork {
                     self.count_handled(&job);
                     return Self::done(job, Settlement::Ack);
                 }
-                Err(Failed::Undecodable(error)) => Failure::permanent(format!("undecodable: {error}")),
+                Err(Failed::Undecodable(error)) => {
+                    Failure::permanent(format!("undecodable: {error}"))
+                }
                 Err(Failed::By(failure)) => failure,
             };
             job.context.failed = job.context.failed.saturating_add(1);
@@ -149,7 +153,8 @@ impl EventWork {
 
     async fn store_dead_letter(self: Arc<Self>, job: EventJob, failure: &Failure) -> EventDone {
         let group = &self.settings.dead_group;
-        let publish = || copies::publish_dead_letter(&self.wire, &job.context, group, failure.message());
+        let publish =
+            || copies::publish_dead_letter(&self.wire, &job.context, group, failure.message());
         if !self.store(&job, "dead letter", publish).await {
             return Self::done(job, Settlement::Return);
         }
@@ -165,7 +170,9 @@ impl EventWork {
         let mut pause = FIRST_PAUSE;
         let mut stuck = Stuck::default();
         loop {
-            let Err(error) = publish().await else { return true };
+            let Err(error) = publish().await else {
+                return true;
+            };
             stuck.count(&self.stuck);
             let (handler, subject) = (self.name(), job.context.subject());
             tracing::error!(handler, %subject, %error, "the {what} could not be stored; the message is held");
@@ -178,7 +185,10 @@ impl EventWork {
 
     /// Waits on the clock; `false` says that the app stops.
     async fn wait(&self, time: Duration) -> bool {
-        let timer = self.invoke.clock().sleep_until(self.invoke.clock().now() + time);
+        let timer = self
+            .invoke
+            .clock()
+            .sleep_until(self.invoke.clock().now() + time);
         let _waiting = Counted::new(&self.waiting);
         let stopping = std::pin::pin!(self.stopping.cancelled());
         matches!(select(stopping, timer).await, Either::Right(_))
@@ -199,7 +209,12 @@ impl EventWork {
                 Verdict::DeadLetter => Outcome::DeadLettered,
                 Verdict::Discard => Outcome::Discarded,
             };
-            recorder.outcome(handler, &job.context.message, outcome, Some(failure.message().to_owned()));
+            recorder.outcome(
+                handler,
+                &job.context.message,
+                outcome,
+                Some(failure.message().to_owned()),
+            );
         }
         match verdict {
             Verdict::InPlace(wait) | Verdict::Copy(wait) => {
@@ -209,7 +224,9 @@ impl EventWork {
             Verdict::DeadLetter => {
                 tracing::error!(handler, %subject, attempt, error = %failure, "attempt failed; dead-lettered");
             }
-            Verdict::Discard => tracing::warn!(handler, %subject, attempt, error = %failure, "discarded"),
+            Verdict::Discard => {
+                tracing::warn!(handler, %subject, attempt, error = %failure, "discarded")
+            }
             Verdict::Park(wait) => {
                 tracing::error!(handler, %subject, attempt, ?wait, error = %failure, "a dead letter failed; it is parked");
             }
@@ -220,7 +237,10 @@ impl EventWork {
     fn crash_loop(self: &Arc<Self>, mut job: EventJob) -> BoxFuture<'static, EventDone> {
         let this = Arc::clone(self);
         job.context.failed = job.context.failed.saturating_add(1);
-        let failure = Failure::permanent(format!("delivered {} times without an outcome", job.deliveries));
+        let failure = Failure::permanent(format!(
+            "delivered {} times without an outcome",
+            job.deliveries
+        ));
         this.report(&job, &failure, Verdict::DeadLetter);
         Box::pin(async move { this.store_dead_letter(job, &failure).await })
     }
@@ -242,23 +262,42 @@ impl Work for EventWork {
     }
 
     fn admit(&self, received: Received) -> Option<EventJob> {
-        let Received { message, tag, deliveries, native } = received;
+        let Received {
+            message,
+            tag,
+            deliveries,
+            native,
+        } = received;
         let mut context = Context::new(message, Arc::clone(&self.invoke.scope));
         context.native = native;
         self.metrics.received.increment(1);
         self.metrics.in_flight.increment(1.0);
-        let began = self.metrics.duration.as_ref().map(|_| self.invoke.clock().now());
-        let mut job = EventJob { context, tag, deliveries: deliveries.unwrap_or(0), keyed: false, began };
+        let began = self
+            .metrics
+            .duration
+            .as_ref()
+            .map(|_| self.invoke.clock().now());
+        let mut job = EventJob {
+            context,
+            tag,
+            deliveries: deliveries.unwrap_or(0),
+            keyed: false,
+            began,
+        };
         if self.settings.order == Order::None {
             return Some(job);
         }
-        let Some(key) = job.context.message.key().cloned() else { return Some(job) };
+        let Some(key) = job.context.message.key().cloned() else {
+            return Some(job);
+        };
         job.keyed = true;
         self.lanes.enter(&key, job)
     }
 
     fn start(self: &Arc<Self>, job: EventJob, cx: &mut TaskContext<'_>) -> Started<EventDone> {
-        if job.deliveries > self.settings.schedule.crash_limit() && !self.settings.schedule.dead_letters {
+        if job.deliveries > self.settings.schedule.crash_limit()
+            && !self.settings.schedule.dead_letters
+        {
             return Started::Parked(self.crash_loop(job));
         }
         match self.invoke.begin(&job.context, cx) {
@@ -291,7 +330,10 @@ impl Work for EventWork {
             count += 1;
             outbox.push(job.tag, Settlement::Return);
             self.metrics.in_flight.decrement(1.0);
-            next = job.keyed.then(|| self.lanes.leave(job.context.message.key()?)).flatten();
+            next = job
+                .keyed
+                .then(|| self.lanes.leave(job.context.message.key()?))
+                .flatten();
         }
         count
     }

@@ -47,7 +47,9 @@ impl Schedule {
             Class::Transient => {}
         }
         let index = usize::try_from(failed.saturating_sub(1)).unwrap_or(usize::MAX);
-        let Some(&step) = self.steps.get(index) else { return self.end() };
+        let Some(&step) = self.steps.get(index) else {
+            return self.end();
+        };
         let wait = failure.delay().unwrap_or(step);
         if wait <= IN_PLACE || self.after_failure == AfterFailure::Hold || self.dead_letters {
             Verdict::InPlace(jittered(wait))
@@ -60,7 +62,9 @@ impl Schedule {
 
     /// The broker's own count of deliveries beyond which a message is taken for one that kills its handlers.
     pub(crate) fn crash_limit(&self) -> u32 {
-        u32::try_from(self.steps.len()).unwrap_or(u32::MAX).saturating_add(21)
+        u32::try_from(self.steps.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(21)
     }
 
     fn end(&self) -> Verdict {
@@ -84,7 +88,10 @@ mod tests {
 
     fn schedule(steps: &[u64]) -> Schedule {
         Schedule {
-            steps: steps.iter().map(|&millis| Duration::from_millis(millis)).collect(),
+            steps: steps
+                .iter()
+                .map(|&millis| Duration::from_millis(millis))
+                .collect(),
             after_failure: AfterFailure::Pass,
             guarantee: Guarantee::AtLeastOnce,
             broadcast: false,
@@ -99,31 +106,61 @@ mod tests {
         let in_place = |verdict, most| matches!(verdict, Verdict::InPlace(wait) if wait <= Duration::from_millis(most));
         assert!(in_place(schedule.verdict(1, &transient), 200));
         assert!(in_place(schedule.verdict(2, &transient), 1_000));
-        assert_eq!(schedule.verdict(3, &transient), Verdict::Copy(Duration::from_secs(5)));
+        assert_eq!(
+            schedule.verdict(3, &transient),
+            Verdict::Copy(Duration::from_secs(5))
+        );
         assert_eq!(schedule.verdict(4, &transient), Verdict::DeadLetter);
-        assert_eq!(schedule.verdict(1, &Failure::permanent("x")), Verdict::DeadLetter);
-        assert_eq!(schedule.verdict(1, &Failure::discard("x")), Verdict::Discard);
+        assert_eq!(
+            schedule.verdict(1, &Failure::permanent("x")),
+            Verdict::DeadLetter
+        );
+        assert_eq!(
+            schedule.verdict(1, &Failure::discard("x")),
+            Verdict::Discard
+        );
     }
 
     #[test]
     fn an_explicit_delay_takes_the_place_of_the_step_but_not_of_its_end() {
         let later = || Failure::transient("x").retry_after(Duration::from_secs(7));
-        assert_eq!(schedule(&[200]).verdict(1, &later()), Verdict::Copy(Duration::from_secs(7)));
+        assert_eq!(
+            schedule(&[200]).verdict(1, &later()),
+            Verdict::Copy(Duration::from_secs(7))
+        );
         assert_eq!(schedule(&[200]).verdict(2, &later()), Verdict::DeadLetter);
     }
 
     #[test]
     fn special_subscriptions_have_their_own_ends() {
         let transient = Failure::transient("x");
-        let broadcast = Schedule { broadcast: true, ..schedule(&[5_000]) };
+        let broadcast = Schedule {
+            broadcast: true,
+            ..schedule(&[5_000])
+        };
         assert_eq!(broadcast.verdict(1, &transient), Verdict::DeadLetter);
-        let lossy = Schedule { guarantee: Guarantee::AtMostOnce, ..schedule(&[200]) };
+        let lossy = Schedule {
+            guarantee: Guarantee::AtMostOnce,
+            ..schedule(&[200])
+        };
         assert_eq!(lossy.verdict(1, &transient), Verdict::Discard);
-        let dead = Schedule { dead_letters: true, ..schedule(&[5_000]) };
+        let dead = Schedule {
+            dead_letters: true,
+            ..schedule(&[5_000])
+        };
         assert!(matches!(dead.verdict(1, &transient), Verdict::InPlace(_)));
-        assert_eq!(dead.verdict(2, &transient), Verdict::Park(Duration::from_secs(5)));
-        assert_eq!(dead.verdict(1, &Failure::permanent("x")), Verdict::Park(Duration::from_secs(5)));
-        let hold = Schedule { after_failure: AfterFailure::Hold, ..schedule(&[5_000]) };
+        assert_eq!(
+            dead.verdict(2, &transient),
+            Verdict::Park(Duration::from_secs(5))
+        );
+        assert_eq!(
+            dead.verdict(1, &Failure::permanent("x")),
+            Verdict::Park(Duration::from_secs(5))
+        );
+        let hold = Schedule {
+            after_failure: AfterFailure::Hold,
+            ..schedule(&[5_000])
+        };
         assert!(matches!(hold.verdict(1, &transient), Verdict::InPlace(_)));
     }
 

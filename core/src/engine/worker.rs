@@ -40,7 +40,11 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
     /// Ends that wait to be flushed together.
     type Outbox: Default + Send;
 
-    fn poll_pull(source: &mut Self::Source, cx: &mut Context<'_>, batch: &mut Batch<Self::Item>) -> Poll<PullResult>;
+    fn poll_pull(
+        source: &mut Self::Source,
+        cx: &mut Context<'_>,
+        batch: &mut Batch<Self::Item>,
+    ) -> Poll<PullResult>;
 
     /// Makes a job of what was pulled; `None` where it has to wait for another one, which will hand it out.
     fn admit(&self, item: Self::Item) -> Option<Self::Job>;
@@ -94,11 +98,21 @@ enum Pull {
 }
 
 impl<W: Work> Crew<W> {
-    pub(crate) fn new(work: Arc<W>, source: W::Source, concurrency: usize, window: usize, workers: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        work: Arc<W>,
+        source: W::Source,
+        concurrency: usize,
+        window: usize,
+        workers: usize,
+    ) -> Arc<Self> {
         let workers = workers.clamp(1, concurrency.max(1));
         Arc::new(Self {
             work,
-            pull: Mutex::new(Turn { source: Some(source), leader: None, waiting: Vec::new() }),
+            pull: Mutex::new(Turn {
+                source: Some(source),
+                leader: None,
+                waiting: Vec::new(),
+            }),
             wakers: (0..workers).map(|_| AtomicWaker::new()).collect(),
             concurrency,
             window,
@@ -111,7 +125,8 @@ impl<W: Work> Crew<W> {
     /// The workers, each a future that ends when the crew was stopped and its jobs are done.
     pub(crate) fn workers(self: &Arc<Self>) -> Vec<BoxFuture<'static, ()>> {
         let count = self.wakers.len();
-        let share = |index| self.concurrency / count + usize::from(index < self.concurrency % count);
+        let share =
+            |index| self.concurrency / count + usize::from(index < self.concurrency % count);
         let workers = (0..count).map(|index| {
             let mut worker = Worker::new(Arc::clone(self), index, share(index));
             Box::pin(poll_fn(move |cx| worker.poll(cx))) as BoxFuture<'static, ()>
@@ -143,7 +158,9 @@ impl<W: Work> Crew<W> {
             return Pull::Wait;
         }
         turn.leader = Some(worker);
-        let Some(source) = &mut turn.source else { return Pull::End };
+        let Some(source) = &mut turn.source else {
+            return Pull::End;
+        };
         loop {
             return match W::poll_pull(source, cx, batch) {
                 Poll::Pending => Pull::Wait,
@@ -185,7 +202,10 @@ impl<W: Work> Crew<W> {
             if turn.leader == Some(worker) {
                 turn.leader = None;
             }
-            let next = turn.waiting.iter().position(|(waiting, _)| *waiting != worker);
+            let next = turn
+                .waiting
+                .iter()
+                .position(|(waiting, _)| *waiting != worker);
             let next = next.map(|at| turn.waiting.swap_remove(at));
             turn.wait(worker, cx);
             next
@@ -206,7 +226,11 @@ impl<W: Work> Crew<W> {
 
 impl<S> Turn<S> {
     fn wait(&mut self, worker: usize, cx: &Context<'_>) {
-        match self.waiting.iter_mut().find(|(waiting, _)| *waiting == worker) {
+        match self
+            .waiting
+            .iter_mut()
+            .find(|(waiting, _)| *waiting == worker)
+        {
             Some((_, waker)) => waker.clone_from(cx.waker()),
             None => self.waiting.push((worker, cx.waker().clone())),
         }
@@ -279,7 +303,9 @@ impl<W: Work> Worker<W> {
 
     fn poll_parked(&mut self, cx: &mut Context<'_>) {
         while !self.parked.is_empty() {
-            let Poll::Ready(Some(done)) = self.parked.poll_next_unpin(cx) else { return };
+            let Poll::Ready(Some(done)) = self.parked.poll_next_unpin(cx) else {
+                return;
+            };
             self.finish(done);
         }
     }
@@ -351,7 +377,11 @@ impl<W: Work> Worker<W> {
         if self.crew.wakers.len() > 1 && (count == room || self.slow) {
             self.crew.pass_on(self.index);
         }
-        self.backlog.extend(self.batch.drain().filter_map(|item| self.crew.work.admit(item)));
+        self.backlog.extend(
+            self.batch
+                .drain()
+                .filter_map(|item| self.crew.work.admit(item)),
+        );
         true
     }
 
@@ -359,8 +389,15 @@ impl<W: Work> Worker<W> {
         if self.flushes.len() >= MAX_FLUSHES {
             return 0;
         }
-        let free = self.crew.window.saturating_sub(self.crew.held.load(Ordering::Acquire));
-        let share = if self.crew.wakers.len() == 1 { free } else { self.share.saturating_sub(self.parked.len()) };
+        let free = self
+            .crew
+            .window
+            .saturating_sub(self.crew.held.load(Ordering::Acquire));
+        let share = if self.crew.wakers.len() == 1 {
+            free
+        } else {
+            self.share.saturating_sub(self.parked.len())
+        };
         let pull = if self.slow { 1 } else { PULL };
         free.min(share).min(pull)
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-pub use recorder::{Outcome, Recorded};
 pub(crate) use recorder::Recorder;
+pub use recorder::{Outcome, Recorded};
 pub use settlement::Settlement;
 
 use crate::app::{RunningApp, TestKit};
@@ -70,12 +70,22 @@ impl TestApp {
             waiting: Arc::default(),
         });
         let app = world.adopt(app)?.start().await?;
-        Ok(Self { app, stubs: parking_lot::Mutex::default(), world })
+        Ok(Self {
+            app,
+            stubs: parking_lot::Mutex::default(),
+            world,
+        })
     }
 
     /// Emits an event; awaiting the builder yields when all the work that it caused is done: cascades, retries, delays.
-    pub fn emit<P: IntoPayload + ?Sized>(&self, target: impl EventTarget<P>, payload: &P) -> Settlement {
-        Settlement::new(self.client(), Arc::clone(&self.world), |client| client.emit(target, payload))
+    pub fn emit<P: IntoPayload + ?Sized>(
+        &self,
+        target: impl EventTarget<P>,
+        payload: &P,
+    ) -> Settlement {
+        Settlement::new(self.client(), Arc::clone(&self.world), |client| {
+            client.emit(target, payload)
+        })
     }
 
     /// As [`emit`](Self::emit), with a key, headers or an id: the closure gets a client and returns its emit.
@@ -111,8 +121,14 @@ impl TestApp {
         T: CallPattern<Q, R, E>,
     {
         let number = self.stubs.lock().len();
-        let route = Router::new().on_call(pattern, move |request: Q| std::future::ready(answer(request)));
-        let stub = self.world.adopt(App::new(format!("stub-{number}")).router(route))?.start().await?;
+        let route = Router::new().on_call(pattern, move |request: Q| {
+            std::future::ready(answer(request))
+        });
+        let stub = self
+            .world
+            .adopt(App::new(format!("stub-{number}")).router(route))?
+            .start()
+            .await?;
         self.stubs.lock().push(stub);
         Ok(())
     }
@@ -196,27 +212,41 @@ impl TestApp {
 
     fn count(&self, handler: &str, outcome: Outcome) -> usize {
         let outcomes = self.outcomes();
-        outcomes.iter().filter(|recorded| recorded.handler == handler && recorded.outcome == outcome).count()
+        outcomes
+            .iter()
+            .filter(|recorded| recorded.handler == handler && recorded.outcome == outcome)
+            .count()
     }
 }
 
 impl fmt::Debug for TestApp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TestApp").field("app", &self.app).finish_non_exhaustive()
+        f.debug_struct("TestApp")
+            .field("app", &self.app)
+            .finish_non_exhaustive()
     }
 }
 
 impl World {
     fn adopt(&self, app: App) -> Result<App, Error> {
         let config = app.take_config()?.on_memory();
-        let kit = TestKit { recorder: Arc::clone(&self.recorder), waiting: Arc::clone(&self.waiting) };
+        let kit = TestKit {
+            recorder: Arc::clone(&self.recorder),
+            waiting: Arc::clone(&self.waiting),
+        };
         let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
-        Ok(app.for_test(kit, memory::adapter_on(&self.broker), config).clock(clock))
+        Ok(app
+            .for_test(kit, memory::adapter_on(&self.broker), config)
+            .clock(clock))
     }
 }
 
 fn decode<P: FromPayload>(messages: &[Message], pattern: impl EventPattern<P>) -> Vec<P> {
     let pattern = pattern.pattern().unwrap_or_else(|error| panic!("{error}"));
-    let matching = messages.iter().filter(|message| pattern.matches(message.subject()));
-    matching.map(|message| P::from_payload(message).unwrap_or_else(|error| panic!("{error}"))).collect()
+    let matching = messages
+        .iter()
+        .filter(|message| pattern.matches(message.subject()));
+    matching
+        .map(|message| P::from_payload(message).unwrap_or_else(|error| panic!("{error}")))
+        .collect()
 }

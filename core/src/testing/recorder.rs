@@ -55,8 +55,19 @@ impl Recorder {
         push(&mut self.0.lock().unrouted, unguarded(message));
     }
 
-    pub(crate) fn outcome(&self, handler: &str, message: &Message, outcome: Outcome, error: Option<String>) {
-        let recorded = Recorded { handler: handler.to_owned(), message: unguarded(message), outcome, error };
+    pub(crate) fn outcome(
+        &self,
+        handler: &str,
+        message: &Message,
+        outcome: Outcome,
+        error: Option<String>,
+    ) {
+        let recorded = Recorded {
+            handler: handler.to_owned(),
+            message: unguarded(message),
+            outcome,
+            error,
+        };
         push(&mut self.0.lock().outcomes, recorded);
     }
 

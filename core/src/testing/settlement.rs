@@ -31,9 +31,17 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    pub(super) fn new(client: Client, world: Arc<World>, emit: impl FnOnce(&Client) -> Emit<'_>) -> Self {
+    pub(super) fn new(
+        client: Client,
+        world: Arc<World>,
+        emit: impl FnOnce(&Client) -> Emit<'_>,
+    ) -> Self {
         let message = emit(&client).into_message();
-        Self { client, world, message }
+        Self {
+            client,
+            world,
+            message,
+        }
     }
 
     async fn run(self) -> Result<Receipt, Error> {
@@ -41,7 +49,10 @@ impl Settlement {
         let subject = message.subject().clone();
         let (guard, mut done) = watch::channel(());
         message.set_guard(Some(Guard(Arc::new(guard))));
-        let receipt = self.world.drive(self.client.forward(message).into_future()).await?;
+        let receipt = self
+            .world
+            .drive(self.client.forward(message).into_future())
+            .await?;
         let settled = self.world.drive(async {
             // The channel closes with the last message that holds the guard.
             while done.changed().await.is_ok() {}
@@ -50,7 +61,9 @@ impl Settlement {
         match select(pin!(settled), limit).await {
             Either::Left(_) => Ok(receipt),
             Either::Right(_) => {
-                let message = format!("the work that it caused still ran after {PATIENCE:?}; does a handler hang?");
+                let message = format!(
+                    "the work that it caused still ran after {PATIENCE:?}; does a handler hang?"
+                );
                 Err(Error::new(ErrorKind::Timeout, message).with_context("subject", &subject))
             }
         }
@@ -68,7 +81,9 @@ impl IntoFuture for Settlement {
 
 impl fmt::Debug for Settlement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settlement").field("message", &self.message).finish_non_exhaustive()
+        f.debug_struct("Settlement")
+            .field("message", &self.message)
+            .finish_non_exhaustive()
     }
 }
 

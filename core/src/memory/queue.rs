@@ -1,0 +1,613 @@
+//! The queue of one subscription: what waits, what is out with a consumer, and who is parked.
+
+use std::cmp::Ordering as Compare;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque, hash_map};
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use parking_lot::{Mutex, MutexGuard};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::broker::Shared;
+use super::room::Room;
+use super::store::Letter;
+use crate::clock::Clock;
+use crate::message::Key;
+use crate::pattern::publish_subscribe::{
+    Guarantee, Order, Received, SettleBatch, Settlement, SubscriptionId,
+};
+use crate::pattern::{Batch, Tag};
+use crate::{Error, ErrorKind, Message};
+
+/// The tag's epoch of a delivery that was settled before it was made.
+const SETTLED: u64 = 0;
+
+/// Publishers that wait are woken when so many places are free, or half of them, or when a consumer has settled
+/// something: not for each place, since a wake-up costs more than a message.
+const WAKE_AT: usize = 64;
+
+/// Those to wake, once no lock is held.
+pub(super) type Wakers = SmallVec<[Waker; 2]>;
+
+/// How much may wait.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+/// The queue of one subscription. All its state is under one lock, which nothing foreign runs under: what is woken or
+/// dropped is woken or dropped later.
+pub(super) struct Queue {
+    /// Unique in the broker. Several queues are locked in this order.
+    pub(super) number: u64,
+    pub(super) subscription: SubscriptionId,
+    pub(super) guarantee: Guarantee,
+    pub(super) order: Order,
+    pub(super) room: Room,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+/// What is under a queue's lock.
+pub(super) struct State {
+    bound: Bound,
+    /// Whether deliveries are to be settled; else they were before they are made.
+    tracked: bool,
+    /// Whether a key that is out with a consumer holds its other messages back.
+    keyed: bool,
+    next_number: u64,
+    ready: VecDeque<Slot>,
+    /// What was delivered before and came back, by its number: it goes before `ready`, in its old order.
+    returned: BTreeMap<u64, Slot>,
+    delayed: BinaryHeap<Delayed>,
+    keys: HashMap<Key, Held>,
+    unsettled: Slab<Unsettled>,
+    /// How many messages wait, in whichever of the places above, and their size.
+    waiting: usize,
+    bytes: usize,
+    members: Slab<Member>,
+    /// How many members hold a waker.
+    parked: usize,
+    /// Who is woken first, so that consumers that take one message each take turns.
+    turn: usize,
+}
+
+/// A message in the queue.
+struct Slot {
+    number: u64,
+    message: Message,
+    size: usize,
+    deliveries: u32,
+    letter: Option<Box<Letter>>,
+}
+
+/// A message that is not due yet.
+struct Delayed {
+    due: Instant,
+    slot: Slot,
+}
+
+/// A key whose messages come one at a time.
+#[derive(Default)]
+struct Held {
+    /// Whether one of them is out; else the next of them is in `returned`.
+    out: bool,
+    waiting: BTreeMap<u64, Slot>,
+}
+
+/// A message that is out with a consumer.
+struct Unsettled {
+    slot: Slot,
+    epoch: u64,
+    member: usize,
+}
+
+/// A consumer of the queue.
+struct Member {
+    waker: Option<Waker>,
+    unsettled: usize,
+    window: usize,
+    ended: bool,
+}
+
+/// What a consumer got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Something.
+    Some,
+    /// Nothing now; the next delayed message is due then. The consumer is parked.
+    Nothing(Option<Instant>),
+    /// Nothing, for good.
+    End,
+}
+
+impl Queue {
+    pub(super) fn new(
+        number: u64,
+        subscription: SubscriptionId,
+        guarantee: Guarantee,
+        order: Order,
+        bound: Bound,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let tracked = guarantee == Guarantee::AtLeastOnce;
+        Self {
+            number,
+            subscription,
+            guarantee,
+            order,
+            room: Room::default(),
+            shared,
+            state: Mutex::new(State {
+                bound,
+                tracked,
+                keyed: tracked && order == Order::KeyInGroup,
+                next_number: 0,
+                ready: VecDeque::new(),
+                returned: BTreeMap::new(),
+                delayed: BinaryHeap::new(),
+                keys: HashMap::new(),
+                unsettled: Slab::new(),
+                waiting: 0,
+                bytes: 0,
+                members: Slab::new(),
+                parked: 0,
+                turn: 0,
+            }),
+        }
+    }
+
+    /// Locks the queue to push. The caller wakes [`State::wakers`] when it has unlocked it.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Adds a consumer.
+    pub(super) fn join(&self, window: usize) -> usize {
+        self.state.lock().members.insert(Member {
+            waker: None,
+            unsettled: 0,
+            window: window.max(1),
+            ended: false,
+        })
+    }
+
+    /// Delivers to a consumer what there is, as far as its window and the batch have room; else parks it.
+    pub(super) fn take(
+        &self,
+        member: usize,
+        cx: &Context<'_>,
+        clock: &dyn Clock,
+        batch: &mut Batch<Received>,
+    ) -> Taken {
+        let mut state = self.state.lock();
+        if !state.delayed.is_empty() {
+            state.promote(clock.now());
+        }
+        let Some(room) = state.room_of(member) else {
+            return Taken::End;
+        };
+        let room = room.min(batch.room());
+        let mut taken = 0;
+        let mut epoch = SETTLED;
+        while taken < room
+            && let Some(slot) = state.next()
+        {
+            if taken == 0 && state.tracked {
+                epoch = self.shared.reserve_epochs(room);
+            }
+            let epoch = epoch + if state.tracked { taken as u64 } else { 0 };
+            batch.push(state.deliver(slot, member, epoch));
+            taken += 1;
+        }
+        if taken == 0 {
+            state.park(member, cx.waker());
+        }
+        let free = state.free();
+        let wanted = self.room.is_wanted() && state.is_worth_waking(taken == 0);
+        let due = state.delayed.peek().map(|delayed| delayed.due);
+        drop(state);
+        if wanted {
+            self.room.offer(free);
+        }
+        if taken == 0 {
+            Taken::Nothing(due)
+        } else {
+            Taken::Some
+        }
+    }
+
+    /// Settles what a consumer holds.
+    pub(super) fn settle(&self, member: usize, clock: &dyn Clock, batch: &mut SettleBatch) {
+        let mut done: SmallVec<[Slot; 4]> = SmallVec::new();
+        let mut state = self.state.lock();
+        let before = state.room_of(member);
+        let mut returned = false;
+        for index in 0..batch.items().len() {
+            let (tag, settlement) = batch.items()[index];
+            if !state.tracked && tag.epoch == SETTLED {
+                continue;
+            }
+            let Some(slot) = state.withdraw(member, tag) else {
+                batch.fail(index, stale(&self.subscription));
+                continue;
+            };
+            match settlement {
+                Settlement::Ack => {
+                    returned |= state.release_key(slot.message.key());
+                    done.push(slot);
+                }
+                Settlement::Return => {
+                    state.put_back(slot);
+                    returned = true;
+                }
+                Settlement::ReturnAfter(delay) => {
+                    state.release_key(slot.message.key());
+                    state.put_off(slot, clock.now() + delay);
+                    returned = true;
+                }
+            }
+        }
+        let mut wakers = Wakers::new();
+        if returned {
+            state.wakers(&mut wakers);
+        } else if before == Some(0) {
+            wakers.extend(state.unpark(member));
+        }
+        let free = state.free();
+        drop(state);
+        self.conclude(done, wakers, free);
+    }
+
+    /// Stops delivering to a consumer. What it holds stays to be settled.
+    pub(super) fn end(&self, member: usize) {
+        let mut state = self.state.lock();
+        let waker = state.unpark(member);
+        if let Some(member) = state.members.get_mut(member) {
+            member.ended = true;
+        }
+        drop(state);
+        self.conclude(SmallVec::new(), waker.into_iter().collect(), 0);
+    }
+
+    /// Takes back what a consumer holds, for the others.
+    pub(super) fn give_back(&self, member: usize) {
+        let mut wakers = Wakers::new();
+        let mut state = self.state.lock();
+        state.give_back(member);
+        state.wakers(&mut wakers);
+        drop(state);
+        self.conclude(SmallVec::new(), wakers, 0);
+    }
+
+    /// Removes a consumer and takes back what it holds.
+    pub(super) fn leave(&self, member: usize) {
+        self.give_back(member);
+        let gone = self.state.lock().members.try_remove(member);
+        drop(gone);
+    }
+
+    /// Drops all that waits: the subscription is gone. Publishers that wait for it look for another way.
+    pub(super) fn clear(&self) {
+        let mut state = self.state.lock();
+        let ready = std::mem::take(&mut state.ready);
+        let returned = std::mem::take(&mut state.returned);
+        let delayed = std::mem::take(&mut state.delayed);
+        let keys = std::mem::take(&mut state.keys);
+        state.waiting = 0;
+        state.bytes = 0;
+        drop(state);
+        drop((ready, returned, delayed, keys));
+        self.room.dissolve();
+        self.shared.changed();
+    }
+
+    fn conclude(&self, done: SmallVec<[Slot; 4]>, wakers: Wakers, free: usize) {
+        for letter in done.iter().filter_map(|slot| slot.letter.as_ref()) {
+            letter.done();
+        }
+        drop(done);
+        if free > 0 && self.room.is_wanted() {
+            self.room.offer(free);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        self.shared.changed();
+    }
+}
+
+impl State {
+    /// Whether a message of this size fits. An empty queue takes any.
+    pub(super) fn has_room(&self, size: usize) -> bool {
+        self.waiting == 0
+            || (self.waiting < self.bound.messages && self.bytes + size <= self.bound.bytes)
+    }
+
+    /// Adds a message, whether there is room or not.
+    pub(super) fn push(&mut self, message: Message, due: Option<Instant>, letter: Option<Letter>) {
+        let size = message.byte_len();
+        let slot = Slot {
+            number: self.number(),
+            message,
+            size,
+            deliveries: 0,
+            letter: letter.map(Box::new),
+        };
+        self.waiting += 1;
+        self.bytes += size;
+        match due {
+            None => self.ready.push_back(slot),
+            Some(due) => self.delayed.push(Delayed { due, slot }),
+        }
+    }
+
+    /// How many messages wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// How many are out with a consumer.
+    pub(super) fn unsettled(&self) -> usize {
+        self.unsettled.len()
+    }
+
+    /// How many wait and are due.
+    pub(super) fn due(&self, now: Instant) -> usize {
+        let later = self.delayed.iter().filter(|delayed| delayed.due > now);
+        self.waiting - later.count()
+    }
+
+    /// When the next delayed message is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.delayed.peek().map(|delayed| delayed.due)
+    }
+
+    /// Whether a consumer takes from here.
+    pub(super) fn is_consumed(&self) -> bool {
+        self.members.iter().any(|(_, member)| !member.ended)
+    }
+
+    /// Takes the wakers of the consumers that can take something, one after the other in front.
+    pub(super) fn wakers(&mut self, wakers: &mut Wakers) {
+        if self.parked == 0 {
+            return;
+        }
+        let from = wakers.len();
+        for (_, member) in &mut self.members {
+            if member.unsettled < member.window
+                && let Some(waker) = member.waker.take()
+            {
+                self.parked -= 1;
+                wakers.push(waker);
+            }
+        }
+        let woken = &mut wakers[from..];
+        if woken.len() > 1 {
+            self.turn = self.turn.wrapping_add(1);
+            let front = self.turn % woken.len();
+            woken.rotate_left(front);
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// How many more deliveries a consumer may hold; `None` when it takes no more.
+    fn room_of(&self, member: usize) -> Option<usize> {
+        let member = self.members.get(member).filter(|member| !member.ended)?;
+        Some(member.window.saturating_sub(member.unsettled))
+    }
+
+    /// Moves what is due: ahead of the others what was delivered before, behind them what was only published for later.
+    fn promote(&mut self, now: Instant) {
+        while self
+            .delayed
+            .peek()
+            .is_some_and(|delayed| delayed.due <= now)
+        {
+            let Some(Delayed { mut slot, .. }) = self.delayed.pop() else {
+                return;
+            };
+            if slot.deliveries > 0 {
+                self.returned.insert(slot.number, slot);
+            } else {
+                slot.number = self.number();
+                self.ready.push_back(slot);
+            }
+        }
+    }
+
+    /// The next message that may be delivered now.
+    fn next(&mut self) -> Option<Slot> {
+        loop {
+            let slot = match self.returned.pop_first() {
+                Some((_, slot)) => slot,
+                None => self.ready.pop_front()?,
+            };
+            if !self.keyed {
+                return Some(slot);
+            }
+            let Some(key) = slot.message.key() else {
+                return Some(slot);
+            };
+            let held = self.keys.entry(key.clone()).or_default();
+            if !held.out {
+                held.out = true;
+                return Some(slot);
+            }
+            held.waiting.insert(slot.number, slot);
+        }
+    }
+
+    fn deliver(&mut self, mut slot: Slot, member: usize, epoch: u64) -> Received {
+        self.waiting -= 1;
+        self.bytes -= slot.size;
+        slot.deliveries = slot.deliveries.saturating_add(1);
+        let deliveries = Some(slot.deliveries);
+        let (message, index) = if self.tracked {
+            if let Some(member) = self.members.get_mut(member) {
+                member.unsettled += 1;
+            }
+            let message = slot.message.clone();
+            let unsettled = Unsettled {
+                slot,
+                epoch,
+                member,
+            };
+            (message, self.unsettled.insert(unsettled))
+        } else {
+            if let Some(letter) = &slot.letter {
+                letter.done();
+            }
+            (slot.message, 0)
+        };
+        Received {
+            message,
+            tag: Tag {
+                slot: index as u64,
+                epoch,
+            },
+            deliveries,
+            native: None,
+        }
+    }
+
+    /// Takes back what `tag` names, if it is this consumer's and still out.
+    fn withdraw(&mut self, member: usize, tag: Tag) -> Option<Slot> {
+        let index = usize::try_from(tag.slot).ok()?;
+        let found = self.unsettled.get(index)?;
+        if found.epoch != tag.epoch || found.member != member {
+            return None;
+        }
+        let Unsettled { slot, .. } = self.unsettled.remove(index);
+        if let Some(member) = self.members.get_mut(member) {
+            member.unsettled -= 1;
+        }
+        Some(slot)
+    }
+
+    /// Lets the next message of a key go. Tells whether there is one.
+    fn release_key(&mut self, key: Option<&Key>) -> bool {
+        let Some(key) = key.filter(|_| self.keyed) else {
+            return false;
+        };
+        let hash_map::Entry::Occupied(mut entry) = self.keys.entry(key.clone()) else {
+            return false;
+        };
+        let held = entry.get_mut();
+        held.out = false;
+        let next = held.waiting.pop_first();
+        if held.waiting.is_empty() {
+            entry.remove();
+        }
+        let found = next.is_some();
+        self.returned.extend(next);
+        found
+    }
+
+    /// Gives a delivery back to the queue, where it was.
+    fn put_back(&mut self, slot: Slot) {
+        self.waiting += 1;
+        self.bytes += slot.size;
+        let key = slot.message.key().filter(|_| self.keyed).cloned();
+        match key.as_ref().and_then(|key| self.keys.get_mut(key)) {
+            // It waits with the others of its key, and the first of them goes.
+            Some(held) => {
+                held.waiting.insert(slot.number, slot);
+                self.release_key(key.as_ref());
+            }
+            None => {
+                self.returned.insert(slot.number, slot);
+            }
+        }
+    }
+
+    /// Gives a delivery back for later.
+    fn put_off(&mut self, slot: Slot, due: Instant) {
+        self.waiting += 1;
+        self.bytes += slot.size;
+        self.delayed.push(Delayed { due, slot });
+    }
+
+    fn give_back(&mut self, member: usize) {
+        let held = |(index, unsettled): (usize, &Unsettled)| {
+            (unsettled.member == member).then_some((index, unsettled.epoch))
+        };
+        let tags: Vec<(usize, u64)> = self.unsettled.iter().filter_map(held).collect();
+        for (index, epoch) in tags {
+            let slot = index as u64;
+            if let Some(slot) = self.withdraw(member, Tag { slot, epoch }) {
+                self.put_back(slot);
+            }
+        }
+    }
+
+    fn park(&mut self, member: usize, waker: &Waker) {
+        if let Some(member) = self.members.get_mut(member) {
+            match &mut member.waker {
+                Some(parked) => parked.clone_from(waker),
+                None => {
+                    member.waker = Some(waker.clone());
+                    self.parked += 1;
+                }
+            }
+        }
+    }
+
+    fn unpark(&mut self, member: usize) -> Option<Waker> {
+        let waker = self.members.get_mut(member)?.waker.take();
+        self.parked -= usize::from(waker.is_some());
+        waker
+    }
+
+    /// How many places are free.
+    fn free(&self) -> usize {
+        self.bound.messages.saturating_sub(self.waiting)
+    }
+
+    /// Whether to wake publishers now or when there is more room. A consumer that parks leaves no doubt.
+    fn is_worth_waking(&self, parked: bool) -> bool {
+        let worth = WAKE_AT.min(self.bound.messages / 2);
+        parked || self.waiting == 0 || self.free() >= worth
+    }
+}
+
+fn stale(subscription: &SubscriptionId) -> Error {
+    let message =
+        "the delivery is no longer ours to settle; it was settled before or went back to the queue";
+    Error::new(ErrorKind::Stale, message).with_context("subscription", subscription)
+}
+
+/// The one that is due first is the greatest.
+impl Ord for Delayed {
+    fn cmp(&self, other: &Self) -> Compare {
+        (other.due, other.slot.number).cmp(&(self.due, self.slot.number))
+    }
+}
+
+impl PartialOrd for Delayed {
+    fn partial_cmp(&self, other: &Self) -> Option<Compare> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Delayed {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Compare::Equal
+    }
+}
+
+impl Eq for Delayed {}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("subscription", &self.subscription.to_string())
+            .finish_non_exhaustive()
+    }
+}
