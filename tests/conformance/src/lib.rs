@@ -6,14 +6,15 @@
 
 mod behaviour;
 mod connection;
+mod counters;
 mod harness;
 mod leaks;
 mod ledger;
 mod profile;
 pub mod proxy;
 mod runner;
+mod sabotage;
 pub mod sections;
-mod shared;
 mod sightings;
 mod skips;
 mod subscription;
@@ -21,10 +22,12 @@ mod test;
 
 pub use behaviour::{Behaviour, Need};
 pub use connection::{Connection, PUBLISH_TIMEOUT};
+pub use counters::Counters;
 pub use harness::{BrokerControl, Foreign, Harness, Raw};
 pub use ledger::{Ledger, assert_intact};
 pub use profile::Profile;
 pub use runner::{check, run};
+pub use sabotage::Sabotage;
 pub use sections::behaviours;
 pub use sightings::{Sightings, Teller};
 pub use subscription::{Calls, Delivery, Subscription};

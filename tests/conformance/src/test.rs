@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 use anywire::clock::Clock;
 use anywire::pattern::publish_subscribe::{Spec, SubscriptionId};
 use anywire::transport::Transport;
-use anywire::{App, Capabilities, Headers, Message, MessageId, Pattern, Route, Router, Subject};
+use anywire::{
+    App, Capabilities, Headers, Message, MessageId, Pattern, Route, Router, RunningApp, Subject,
+};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::shared::Shared;
+use crate::sabotage::Switched;
 use crate::sightings::sightings;
-use crate::{BrokerControl, Connection, Harness, Profile, Raw, Sightings, Teller};
+use crate::{BrokerControl, Connection, Harness, Profile, Raw, Sabotage, Sightings, Teller};
 
 /// The header that carries the test's own name on every message.
 pub const TEST_HEADER: &str = "conformance-test";
@@ -171,15 +173,33 @@ impl Test {
 
     /// An app of this test, on the wire under test, with a name that no other test uses.
     pub fn app(&self, name: &str) -> App {
+        self.sabotaged_app(name, &Sabotage::default())
+    }
+
+    /// As [`app`](Self::app), with a switch in its wire.
+    pub fn sabotaged_app(&self, name: &str, sabotage: &Sabotage) -> App {
+        let adapter = Switched {
+            sabotage: sabotage.clone(),
+            inner: self.0.harness.adapter(),
+        };
         App::new(self.group(name))
-            .adapter(Shared(self.0.harness.adapter()))
+            .adapter(adapter)
             .config(self.0.harness.app_config())
             .clock(self.clock())
     }
 
-    /// As [`app`](Self::app), with one handler.
-    pub fn app_with(&self, name: &str, route: Route) -> App {
-        self.app(name).router(Router::new().route(route))
+    /// Starts an app with one handler.
+    pub async fn start(&self, name: &str, route: Route) -> RunningApp {
+        let app = self.app(name).router(Router::new().route(route));
+        app.start().await.expect("the app starts")
+    }
+
+    /// A subscription to the dead letters of an app of this test, with a group of its own.
+    #[must_use]
+    pub fn dead_letters(&self, app: &str) -> Spec {
+        let subject = Subject::dead_letters(&self.group(app));
+        let pattern = Pattern::parse_any(subject.as_str()).expect("a legal pattern");
+        Spec::new(SubscriptionId::new(self.group("reader"), pattern))
     }
 
     /// A way for handlers to tell the test what they saw.

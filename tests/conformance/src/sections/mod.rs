@@ -9,11 +9,13 @@ pub mod dead_letters;
 pub mod faults;
 pub mod fidelity;
 pub mod groups;
+pub mod handlers;
 pub mod lifecycle;
 pub mod ordering;
 pub mod publishing;
 pub mod redelivery;
 pub mod request_reply;
+pub mod retrying;
 pub mod settlement;
 pub mod shutdown;
 
@@ -30,6 +32,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     addressing::ALL,
     settlement::ALL,
     redelivery::ALL,
+    retrying::ALL,
     ordering::ALL,
     groups::ALL,
     lifecycle::ALL,
@@ -40,6 +43,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     faults::ALL,
     dead_letters::ALL,
     request_reply::ALL,
+    handlers::ALL,
 ];
 
 #[cfg(test)]
@@ -60,11 +64,13 @@ mod tests {
             include_str!("faults.rs"),
             include_str!("fidelity.rs"),
             include_str!("groups.rs"),
+            include_str!("handlers.rs"),
             include_str!("lifecycle.rs"),
             include_str!("ordering.rs"),
             include_str!("publishing.rs"),
             include_str!("redelivery.rs"),
             include_str!("request_reply.rs"),
+            include_str!("retrying.rs"),
             include_str!("settlement.rs"),
             include_str!("shutdown.rs"),
         ];
