@@ -179,6 +179,13 @@ impl<P: ?Sized> EventTarget<P> for Event<P> {
     }
 }
 
+/// A contract of a `String` takes any text.
+impl EventTarget<str> for Event<String> {
+    fn subject(self) -> Result<Subject, Error> {
+        Subject::parse(self.0)
+    }
+}
+
 impl<P: ?Sized> EventTarget<P> for Filled<Event<P>> {
     fn subject(self) -> Result<Subject, Error> {
         let _ = self.contract;
@@ -222,6 +229,13 @@ impl<Q: ?Sized, R> CallTarget<Q, R> for Subject {
 }
 
 impl<Q: ?Sized, R, E> CallTarget<Q, R> for Call<Q, R, E> {
+    fn subject(self) -> Result<Subject, Error> {
+        Subject::parse(self.0)
+    }
+}
+
+/// A contract of a `String` takes any text.
+impl<R, E> CallTarget<str, R> for Call<String, R, E> {
     fn subject(self) -> Result<Subject, Error> {
         Subject::parse(self.0)
     }

@@ -25,6 +25,11 @@ pub enum Class {
 ///
 /// A caller gets `code`, `message` and `details`, and reads the typed error back with
 /// [`Error::remote_as`](crate::Error::remote_as).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an error that a handler can return",
+    label = "not a handler's error",
+    note = "derive `HandlerError` for it, or return `anywire::Result<_>`, into which `?` turns any standard error"
+)]
 pub trait HandlerError: fmt::Debug + Send + Sync + 'static {
     /// What a caller branches on, such as `unknown_item`.
     fn code(&self) -> Cow<'static, str>;

@@ -26,6 +26,7 @@ pub trait FromPayload: Sized + Send + 'static {
     fn from_payload(message: &Message) -> Result<Self, Error>;
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: DeserializeOwned + Send + 'static> FromPayload for T {
     fn from_payload(message: &Message) -> Result<Self, Error> {
         Codec::for_content_type(message.content_type())?.decode(message.payload())
@@ -48,6 +49,7 @@ pub trait IntoPayload {
     fn into_payload(&self, codec: Codec) -> Result<Encoded, Error>;
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Serialize + ?Sized> IntoPayload for T {
     fn into_payload(&self, codec: Codec) -> Result<Encoded, Error> {
         let bytes = with_scratch(|buffer| codec.encode(self, buffer))?;

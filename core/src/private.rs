@@ -1,7 +1,7 @@
 //! What the macros' expansion uses and nobody else should.
 
 use serde::Serialize;
-use serde_json::Value;
+pub use serde_json::Value;
 
 pub use crate::handler::Handler;
 
@@ -9,8 +9,10 @@ use crate::Route;
 
 /// An annotated function, as `handlers![]` finds it.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a handler",
-    note = "put `#[event_pattern(\"...\")]` or `#[message_pattern(\"...\")]` on the function"
+    message = "`{Self}` is not an annotated handler",
+    label = "has no pattern",
+    note = "put `#[event_pattern(\"...\")]` or `#[message_pattern(\"...\")]` on the function",
+    note = "a controller is mounted with `.controller(..)`"
 )]
 pub trait Annotated {
     /// Its route.

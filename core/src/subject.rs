@@ -203,7 +203,8 @@ enum Token {
 /// use anywire::{Pattern, Subject};
 ///
 /// let pattern = Pattern::parse("shop.{region}.placed")?;
-/// let captures = pattern.captures(&Subject::parse("shop.eu.placed")?).unwrap();
+/// let subject = Subject::parse("shop.eu.placed")?;
+/// let captures = pattern.captures(&subject).unwrap();
 /// assert_eq!(captures.get("region"), Some("eu"));
 /// assert_eq!(pattern.wildcards(), "shop.*.placed");
 /// # Ok::<(), anywire::Error>(())

@@ -5,7 +5,8 @@ use std::time::Duration;
 use proc_macro2::{Span, TokenStream};
 use syn::ext::IdentExt;
 use syn::{
-    Attribute, Expr, FnArg, Ident, ImplItem, ItemFn, ItemImpl, Lit, Meta, Result, Signature, Type,
+    Attribute, Expr, FnArg, Ident, ImplItem, ItemFn, ItemImpl, Lit, Meta, Result, ReturnType,
+    Signature, Type,
 };
 
 use crate::attr::{Arguments, Kind};
@@ -21,6 +22,7 @@ pub(crate) struct Handler {
     pub(crate) cfgs: Vec<Attribute>,
     pub(crate) receiver: bool,
     pub(crate) arguments: Vec<Type>,
+    pub(crate) output: Option<Type>,
 }
 
 /// An option that was understood: the method of `Route` that sets it, and what it is given.
@@ -60,7 +62,16 @@ impl Handler {
             cfgs: cfgs(attributes),
             receiver: signature.receiver().is_some(),
             arguments: typed(signature).cloned().collect(),
+            output: match &signature.output {
+                ReturnType::Type(_, ty) => Some((**ty).clone()),
+                ReturnType::Default => None,
+            },
         })
+    }
+
+    /// Where the compiler points when the function as a whole is wrong, as one whose future is not `Send`.
+    pub(crate) fn span(&self) -> Span {
+        self.ident.span().resolved_at(ours())
     }
 
     /// What configuration, logs and dead letters call it, unless an option says otherwise.

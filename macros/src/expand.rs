@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proc_macro2::{Literal, TokenStream};
 use quote::{ToTokens, TokenStreamExt, format_ident, quote, quote_spanned};
-use syn::{ItemFn, ItemImpl, Path};
+use syn::spanned::Spanned;
+use syn::{Ident, ItemFn, ItemImpl, Path, Type};
 
 use crate::ast::{Handler, Setting, Value, ours};
 use crate::attr::Kind;
@@ -13,6 +14,14 @@ use crate::attr::Kind;
 pub(crate) fn controller(block: &ItemImpl, handlers: &[Handler]) -> TokenStream {
     let (generics, _, bounds) = block.generics.split_for_impl();
     let ty = &block.self_ty;
+    let bounds = if block.generics.params.is_empty() {
+        // A bound cannot be conditional, and what a `cfg` leaves out may lack its types.
+        let unconditional = handlers.iter().filter(|handler| handler.cfgs.is_empty());
+        let bounds = self::bounds(unconditional);
+        quote_spanned!(ours()=> where #bounds)
+    } else {
+        bounds.to_token_stream()
+    };
     let block_cfgs = crate::ast::cfgs(&block.attrs);
     let cfgs = handlers.iter().map(|handler| &handler.cfgs);
     let routes = handlers.iter().map(method_route);
@@ -37,7 +46,8 @@ pub(crate) fn controller(block: &ItemImpl, handlers: &[Handler]) -> TokenStream 
 pub(crate) fn free_function(function: &ItemFn, handler: &Handler) -> TokenStream {
     let (visibility, name) = (&function.vis, &function.sig.ident);
     let cfgs = &handler.cfgs;
-    let route = route(handler, name.to_token_stream());
+    let bounds = bounds([handler]);
+    let route = route(handler, &name.to_token_stream());
     quote_spanned! {ours()=>
         #function
 
@@ -47,7 +57,9 @@ pub(crate) fn free_function(function: &ItemFn, handler: &Handler) -> TokenStream
         #visibility struct #name {}
 
         #(#cfgs)*
-        impl ::anywire::__private::Annotated for #name {
+        impl ::anywire::__private::Annotated for #name
+        where #bounds
+        {
             fn route() -> ::anywire::Route {
                 #route
             }
@@ -63,48 +75,84 @@ pub(crate) fn handlers<'a>(paths: impl Iterator<Item = &'a Path>) -> TokenStream
     }
 }
 
+/// What the framework asks of a handler's types, as bounds of the implementation.
+///
+/// The body asks the same, but of a closure, and the compiler would say that the closure is no handler. A bound is
+/// refused at the user's own type, and once: the body may then take it for granted.
+fn bounds<'a>(handlers: impl IntoIterator<Item = &'a Handler>) -> TokenStream {
+    let bounds = handlers.into_iter().flat_map(|handler| {
+        let payload = handler.arguments.iter().take(1);
+        let extractors = handler.arguments.iter().skip(1);
+        let output = match handler.kind {
+            Kind::Event => "IntoOutcome",
+            Kind::Call => "IntoReply",
+        };
+        let payload = payload.map(|ty| bound(ty, "FromPayload"));
+        let extractors = extractors.map(|ty| bound(ty, "FromDelivery"));
+        // `Result<impl Serialize>` has no name to bound.
+        let named = |ty: &&Type| !ty.to_token_stream().to_string().contains("impl ");
+        let returned = handler.output.iter().filter(named);
+        let output = returned.map(move |ty| bound(ty, output));
+        payload.chain(extractors).chain(output)
+    });
+    quote!(#(#bounds,)*)
+}
+
+fn bound(ty: &Type, name: &str) -> TokenStream {
+    let span = ty.span().resolved_at(ours());
+    let name = Ident::new(name, span);
+    quote_spanned!(span=> #ty: ::anywire::#name)
+}
+
 fn method_route(handler: &Handler) -> TokenStream {
+    let span = handler.span();
     let method = &handler.ident;
     let types = &handler.arguments;
-    let names: Vec<_> = (0..types.len())
+    let names: Vec<Ident> = (0..types.len())
         .map(|at| match at {
-            0 => format_ident!("payload", span = ours()),
-            _ => format_ident!("extractor{at}", span = ours()),
+            0 => Ident::new("payload", span),
+            _ => format_ident!("extractor{at}", span = span),
         })
         .collect();
     if !handler.receiver {
-        let closure = quote_spanned!(ours()=> |#(#names: #types),*| Self::#method(#(#names),*));
-        return route(handler, closure);
+        let closure = quote_spanned!(span=> |#(#names: #types),*| Self::#method(#(#names),*));
+        return route(handler, &closure);
     }
-    let closure = quote_spanned! {ours()=>
+    let closure = quote_spanned! {span=>
         move |#(#names: #types),*| {
             let controller = ::std::sync::Arc::clone(&controller);
             async move { Self::#method(&controller, #(#names),*).await }
         }
     };
-    let route = route(handler, closure);
-    quote_spanned! {ours()=> {
+    let route = route(handler, &closure);
+    quote_spanned! {span=> {
         let controller = ::std::sync::Arc::clone(&self);
         #route
     }}
 }
 
-fn route(handler: &Handler, function: TokenStream) -> TokenStream {
+/// The route to a function or a closure. Its types are spelled out, so that a contract with others is refused at its
+/// name.
+fn route(handler: &Handler, function: &TokenStream) -> TokenStream {
+    let span = handler.span();
     let constructor = match handler.kind {
-        Kind::Event => format_ident!("event", span = ours()),
-        Kind::Call => format_ident!("call", span = ours()),
+        Kind::Event => Ident::new("event", span),
+        Kind::Call => Ident::new("call", span),
     };
     let Handler {
         target, settings, ..
     } = handler;
+    let payload = handler.arguments.first();
+    let extractors = handler.arguments.iter().skip(1);
     let named = settings.iter().any(|setting| setting.method == "name");
     let name = (!named).then(|| {
         let name = handler.default_name();
-        quote_spanned!(ours()=> .name(#name))
+        quote_spanned!(span=> .name(#name))
     });
     let doc = handler.doc.iter();
-    quote_spanned! {ours()=>
-        ::anywire::Route::#constructor(#target, #function) #name #(.doc(#doc))* #(#settings)*
+    quote_spanned! {span=>
+        ::anywire::Route::#constructor::<#payload, (#(#extractors,)*), _>(#target, #function)
+            #name #(.doc(#doc))* #(#settings)*
     }
 }
 
@@ -141,5 +189,166 @@ fn duration(wait: Duration) -> TokenStream {
             let nanos = Literal::u32_unsuffixed(wait.subsec_nanos());
             quote_spanned!(ours()=> ::std::time::Duration::new(#seconds, #nanos))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use syn::parse_quote;
+
+    use super::*;
+    use crate::ast;
+
+    /// Compares as text, so that a failure shows lines.
+    #[track_caller]
+    fn assert_expands(expansion: TokenStream, expected: TokenStream) {
+        let text = |tokens| prettyplease::unparse(&syn::parse2(tokens).unwrap());
+        let (expansion, expected) = (text(expansion), text(expected));
+        assert_eq!(expansion, expected, "expanded to:\n{expansion}");
+    }
+
+    #[test]
+    fn a_controller_expands_to_a_router() {
+        let mut block: ItemImpl = parse_quote! {
+            impl Shop {
+                /// Quotes the price of an item.
+                ///
+                /// In euros.
+                #[message_pattern("shop.quote", timeout = "2s")]
+                #[inline]
+                async fn quote(&self, item: Item) -> Result<Quote, ShopError> {
+                    self.price(item)
+                }
+                #[cfg(feature = "eu")]
+                #[anywire::event_pattern(PLACED, broadcast, order = "key-in-group", retry = ["1s", "5us"], name = "place")]
+                async fn placed(mut order: Order, Param(region): Param<Region>, _: Client) {}
+                fn price(&self) {}
+            }
+        };
+        let handlers = ast::handlers(&mut block).unwrap();
+        let expected = quote! {
+            impl Shop {
+                /// Quotes the price of an item.
+                ///
+                /// In euros.
+                #[inline]
+                async fn quote(&self, item: Item) -> Result<Quote, ShopError> {
+                    self.price(item)
+                }
+                #[cfg(feature = "eu")]
+                async fn placed(mut order: Order, Param(region): Param<Region>, _: Client) {}
+                fn price(&self) {}
+            }
+            impl ::anywire::Controller for Shop
+            where
+                Item: ::anywire::FromPayload,
+                Result<Quote, ShopError>: ::anywire::IntoReply,
+            {
+                fn routes(self: ::std::sync::Arc<Self>) -> ::anywire::Router {
+                    let router = ::anywire::Router::new();
+                    let router = router.route({
+                        let controller = ::std::sync::Arc::clone(&self);
+                        ::anywire::Route::call::<Item, (), _>(
+                            "shop.quote",
+                            move |payload: Item| {
+                                let controller = ::std::sync::Arc::clone(&controller);
+                                async move { Self::quote(&controller, payload).await }
+                            },
+                        )
+                        .name("quote")
+                        .doc("Quotes the price of an item.\n\nIn euros.")
+                        .timeout(::std::time::Duration::from_millis(2000))
+                    });
+                    #[cfg(feature = "eu")]
+                    let router = router.route(
+                        ::anywire::Route::event::<Order, (Param<Region>, Client,), _>(
+                            PLACED,
+                            |payload: Order, extractor1: Param<Region>, extractor2: Client| Self::placed(payload, extractor1, extractor2),
+                        )
+                        .broadcast()
+                        .order(::anywire::Order::KeyInGroup)
+                        .retry([
+                            ::std::time::Duration::from_millis(1000),
+                            ::std::time::Duration::new(0, 5000),
+                        ])
+                        .name("place"),
+                    );
+                    router
+                }
+            }
+        };
+        assert_expands(controller(&block, &handlers), expected);
+    }
+
+    #[test]
+    fn a_generic_block_keeps_its_bounds() {
+        let mut block: ItemImpl = parse_quote! {
+            impl<T: Db> Shop<T> where T: Clone {
+                #[event_pattern("a")]
+                async fn a(&self, _: Ignore) {}
+            }
+        };
+        let handlers = ast::handlers(&mut block).unwrap();
+        let expansion = controller(&block, &handlers).to_string();
+        let header = quote!(
+            impl<T: Db> ::anywire::Controller for Shop<T> where T: Clone {}
+        );
+        let header = header.to_string();
+        assert!(
+            expansion.contains(header.trim_end_matches("{ }")),
+            "{expansion}"
+        );
+    }
+
+    #[test]
+    fn a_function_stays_and_gets_a_type_of_its_name() {
+        let mut function: ItemFn = parse_quote! {
+            #[cfg(unix)]
+            pub(crate) async fn welcome(user: User) -> Result<()> {
+                Ok(())
+            }
+        };
+        let arguments = quote!("user.created", group = "mail", delivery = "at_most_once");
+        let handler = ast::free_function(Kind::Event, arguments, &mut function).unwrap();
+        let expected = quote! {
+            #[cfg(unix)]
+            pub(crate) async fn welcome(user: User) -> Result<()> {
+                Ok(())
+            }
+            #[cfg(unix)]
+            #[doc(hidden)]
+            #[allow(non_camel_case_types, missing_debug_implementations)]
+            pub(crate) struct welcome {}
+            #[cfg(unix)]
+            impl ::anywire::__private::Annotated for welcome
+            where
+                User: ::anywire::FromPayload,
+                Result<()>: ::anywire::IntoOutcome,
+            {
+                fn route() -> ::anywire::Route {
+                    ::anywire::Route::event::<User, (), _>("user.created", welcome)
+                        .name("welcome")
+                        .group("mail")
+                        .guarantee(::anywire::Guarantee::AtMostOnce)
+                }
+            }
+        };
+        assert_expands(free_function(&function, &handler), expected);
+    }
+
+    #[test]
+    fn a_list_of_handlers_expands_to_a_router() {
+        let paths: [Path; 2] = [parse_quote!(welcome), parse_quote!(users::created)];
+        let expected = quote! {
+            fn f() {
+                ::anywire::Router::new()
+                    .route(<welcome as ::anywire::__private::Annotated>::route())
+                    .route(<users::created as ::anywire::__private::Annotated>::route())
+            }
+        };
+        let router = handlers(paths.iter());
+        assert_expands(quote!(fn f() { #router }), expected);
     }
 }

@@ -2,7 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
-use syn::{Error, Generics, Ident, Item, ItemFn, ItemImpl};
+use syn::{Data, DeriveInput, Error, Item, ItemFn, ItemImpl};
 
 use crate::ast::ours;
 
@@ -53,9 +53,13 @@ pub(crate) fn free_function(function: &ItemFn, error: &Error) -> TokenStream {
 }
 
 /// An implementation of `HandlerError` that says nothing.
-pub(crate) fn handler_error(name: &Ident, generics: &Generics, error: &Error) -> TokenStream {
+pub(crate) fn handler_error(input: &DeriveInput, error: &Error) -> TokenStream {
     let message = error.to_compile_error();
-    let (generics, arguments, bounds) = generics.split_for_impl();
+    if matches!(input.data, Data::Union(_)) {
+        return message;
+    }
+    let name = &input.ident;
+    let (generics, arguments, bounds) = input.generics.split_for_impl();
     quote_spanned! {ours()=>
         #message
         #[automatically_derived]
@@ -71,9 +75,10 @@ pub(crate) fn handler_error(name: &Ident, generics: &Generics, error: &Error) ->
 }
 
 /// An implementation of `FromParams` that finds nothing.
-pub(crate) fn params(name: &Ident, generics: &Generics, error: &Error) -> TokenStream {
+pub(crate) fn params(input: &DeriveInput, error: &Error) -> TokenStream {
     let message = error.to_compile_error();
-    let (generics, arguments, bounds) = generics.split_for_impl();
+    let name = &input.ident;
+    let (generics, arguments, bounds) = input.generics.split_for_impl();
     quote_spanned! {ours()=>
         #message
         #[automatically_derived]

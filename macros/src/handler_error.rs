@@ -1,7 +1,7 @@
 //! `#[derive(HandlerError)]`: what a typed error tells the framework and the caller.
 
 use proc_macro2::TokenStream;
-use quote::{ToTokens, format_ident, quote_spanned};
+use quote::{format_ident, quote_spanned};
 use syn::ext::IdentExt;
 use syn::meta::ParseNestedMeta;
 use syn::{Attribute, Data, DeriveInput, Error, Fields, Ident, LitStr, Result};
@@ -39,7 +39,10 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         quote_spanned!(span=> ::anywire::__private::details(self))
     };
     let shapes = shapes(input, own)?;
-    let codes = arms(&shapes, |shape| shape.code.to_token_stream());
+    let codes = arms(&shapes, |shape| {
+        let code = &shape.code;
+        quote_spanned!(ours()=> ::std::borrow::Cow::Borrowed(#code))
+    });
     let classes = arms(&shapes, |shape| {
         class(shape.class.as_ref().or(default_class.as_ref()))
     });
@@ -50,7 +53,7 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         #[automatically_derived]
         impl #generics ::anywire::HandlerError for #name #arguments #bounds {
             fn code(&self) -> ::std::borrow::Cow<'static, str> {
-                ::std::borrow::Cow::Borrowed(#codes)
+                #codes
             }
 
             fn message(&self) -> ::std::string::String {

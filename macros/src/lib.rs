@@ -62,7 +62,7 @@ mod valid;
 #[proc_macro_attribute]
 pub fn controller(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as Item);
-    let expansion = expand_controller(arguments.into(), item);
+    let expansion = expand_controller(&arguments.into(), item);
     printed("#[controller]", expansion)
 }
 
@@ -168,7 +168,7 @@ pub fn handlers(input: TokenStream) -> TokenStream {
 pub fn handler_error(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     let expansion = handler_error::derive(&input)
-        .unwrap_or_else(|error| fallback::handler_error(&input.ident, &input.generics, &error));
+        .unwrap_or_else(|error| fallback::handler_error(&input, &error));
     printed("#[derive(HandlerError)]", expansion)
 }
 
@@ -192,17 +192,16 @@ pub fn handler_error(input: TokenStream) -> TokenStream {
 #[proc_macro_derive(Params)]
 pub fn params(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
-    let expansion = params::derive(&input)
-        .unwrap_or_else(|error| fallback::params(&input.ident, &input.generics, &error));
+    let expansion = params::derive(&input).unwrap_or_else(|error| fallback::params(&input, &error));
     printed("#[derive(Params)]", expansion)
 }
 
-fn expand_controller(arguments: proc_macro2::TokenStream, item: Item) -> proc_macro2::TokenStream {
+fn expand_controller(arguments: &proc_macro2::TokenStream, item: Item) -> proc_macro2::TokenStream {
     let Item::Impl(mut block) = item else {
         return fallback::item(&item, &valid::not_a_block(&item));
     };
-    let handlers = valid::no_arguments(&arguments).and_then(|()| ast::handlers(&mut block));
-    match handlers {
+    let handlers = ast::handlers(&mut block);
+    match valid::no_arguments(arguments).and(handlers) {
         Ok(handlers) => expand::controller(&block, &handlers),
         Err(error) => fallback::controller(&block, &error),
     }

@@ -1,7 +1,7 @@
 //! The text of `#[handler_error(message = "no item {sku}")]`.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{ToTokens, quote_spanned};
+use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::{Error, Fields, Ident, LitStr, Member, Result};
 
@@ -52,9 +52,10 @@ impl Message {
 
     /// The fields of the pattern that binds what the text holds.
     pub(crate) fn fields(&self) -> impl Iterator<Item = TokenStream> {
-        self.fields
-            .iter()
-            .map(|(member, binding)| quote_spanned!(ours()=> #member: #binding))
+        self.fields.iter().map(|(member, binding)| match member {
+            Member::Named(_) => quote!(#binding),
+            Member::Unnamed(_) => quote_spanned!(ours()=> #member: #binding),
+        })
     }
 }
 

@@ -16,14 +16,15 @@ pub(crate) fn derive(input: &DeriveInput) -> Result<TokenStream> {
         .iter()
         .map(|(field, _)| field.unraw().to_string())
         .collect();
-    // The field's own span: that is where the compiler says what its type lacks.
+    // At the field's own type: that is where the compiler says what it lacks.
     let values = fields
         .iter()
         .zip(&captures)
         .map(|((ident, field), capture)| {
             let ty = &field.ty;
-            let get = quote_spanned!(ty.span()=> ::anywire::ParamMap::get::<#ty>);
-            quote_spanned!(ours()=> #ident: #get(params, #capture)?)
+            let span = ty.span().resolved_at(ours());
+            let value = quote_spanned!(span=> params.get::<#ty>(#capture)?);
+            quote_spanned!(ours()=> #ident: #value)
         });
     Ok(quote_spanned! {ours()=>
         #[automatically_derived]

@@ -364,7 +364,7 @@ impl Topology {
                 continue;
             }
             for (message, letter) in store.earliest(&subscription.pattern) {
-                state.push(message, None, letter.filter(|_: &Letter| !private));
+                state.push(&message, None, letter.filter(|_: &Letter| !private));
             }
         }
     }

@@ -119,6 +119,8 @@ fn refuse_what_only_a_server_has(config: &TransportConfig) -> Result<(), Error> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::config::Endpoint;
     use crate::{ErrorKind, Secret};

@@ -32,16 +32,17 @@ impl MemoryPublisher {
 
 impl Publisher for MemoryPublisher {
     fn publish(&self, mut batch: PublishBatch) -> Progress<PublishBatch> {
+        let connection = &self.connection;
         let mut outbox = Outbox {
-            connection: Arc::clone(&self.connection),
             next: 0,
             patient: true,
         };
-        match outbox.push(&mut batch) {
+        match outbox.push(connection, &mut batch) {
             Ok(()) => Progress::Done(batch),
             Err(full) => {
-                let deadline = self.connection.clock.now() + batch.timeout();
-                Progress::pending(outbox.wait_and_push(batch, full, deadline))
+                let deadline = connection.clock.now() + batch.timeout();
+                let connection = Arc::clone(connection);
+                Progress::pending(outbox.wait_and_push(connection, batch, full, deadline))
             }
         }
     }
@@ -49,7 +50,6 @@ impl Publisher for MemoryPublisher {
 
 /// A batch on its way into the queues.
 struct Outbox {
-    connection: Arc<Connection>,
     /// The first entry that has no outcome yet.
     next: usize,
     /// Whether a full queue is waited for; else the entry is refused.
@@ -61,16 +61,16 @@ type Full = Arc<Queue>;
 
 impl Outbox {
     /// Pushes as many entries as there is room for.
-    fn push(&mut self, batch: &mut PublishBatch) -> Result<(), Full> {
-        if self.connection.is_closed() {
+    fn push(&mut self, connection: &Connection, batch: &mut PublishBatch) -> Result<(), Full> {
+        if connection.is_closed() {
             batch.record_rest(|| Published::Rejected(closed()));
             return Ok(());
         }
         while let Some(entry) = batch.entries().get(self.next) {
             match &entry.target {
-                Target::Subject => self.push_run(batch)?,
+                Target::Subject => self.push_run(connection, batch)?,
                 Target::Subscription(subscription) => {
-                    let outcome = push_copy(&self.connection, subscription, entry);
+                    let outcome = push_copy(connection, subscription, entry);
                     batch.record(outcome);
                     self.next += 1;
                 }
@@ -80,8 +80,7 @@ impl Outbox {
     }
 
     /// Pushes the entries of one subject that follow each other, under one look-up and one lock of the queues.
-    fn push_run(&mut self, batch: &mut PublishBatch) -> Result<(), Full> {
-        let connection = Arc::clone(&self.connection);
+    fn push_run(&mut self, connection: &Connection, batch: &mut PublishBatch) -> Result<(), Full> {
         let broker = &connection.broker.0;
         let Some(first) = batch.entries().get(self.next) else {
             return Ok(());
@@ -90,7 +89,7 @@ impl Outbox {
         let mut wakers = Wakers::new();
         let mut dropped = 0;
         let result = broker.with_route(&subject, |route| {
-            let mut open = Open::new(route, broker, &connection);
+            let mut open = Open::new(route, broker, connection);
             let mut result = Ok(());
             while let Some(entry) = batch.entries().get(self.next)
                 && entry.target == Target::Subject
@@ -122,11 +121,11 @@ impl Outbox {
     /// Waits for room as long as the batch allows, and pushes what it can.
     async fn wait_and_push(
         mut self,
+        connection: Arc<Connection>,
         mut batch: PublishBatch,
         mut full: Full,
         deadline: Instant,
     ) -> PublishBatch {
-        let connection = Arc::clone(&self.connection);
         let mut timer = connection.clock.sleep_until(deadline);
         let mut closing = pin!(connection.closed());
         loop {
@@ -135,10 +134,10 @@ impl Outbox {
             let pushed = poll_fn(|cx| {
                 turn.watch(cx.waker());
                 self.patient = Pin::new(&mut timer).poll(cx).is_pending();
-                match self.push(&mut batch) {
+                match self.push(&connection, &mut batch) {
                     // Pushing refuses all that is left once the transport is closed.
                     Err(full) if Arc::ptr_eq(&full, &queue) => match closing.as_mut().poll(cx) {
-                        Poll::Ready(()) => Poll::Ready(self.push(&mut batch)),
+                        Poll::Ready(()) => Poll::Ready(self.push(&connection, &mut batch)),
                         Poll::Pending => Poll::Pending,
                     },
                     pushed => Poll::Ready(pushed),
@@ -220,7 +219,7 @@ impl<'a> Open<'a> {
             if state.has_room(size) {
                 let grouped = queue.subscription.group.is_some();
                 let letter = letter.as_ref().filter(|_| grouped).cloned();
-                state.push(message.clone(), due, letter);
+                state.push(message, due, letter);
             } else {
                 self.dropped += 1;
             }
@@ -269,7 +268,7 @@ fn push_copy(connection: &Connection, subscription: &SubscriptionId, entry: &Ent
     let is_later = |due: &Instant| *due > connection.clock.now();
     let mut wakers = Wakers::new();
     let mut state = queue.lock();
-    state.push(message.clone(), not_before.filter(is_later), None);
+    state.push(message, not_before.filter(is_later), None);
     state.wakers(&mut wakers);
     drop(state);
     wakers.into_iter().for_each(std::task::Waker::wake);

@@ -1,6 +1,6 @@
 //! The queue of one subscription: what waits, what is out with a consumer, and who is parked.
 
-use std::cmp::Ordering as Compare;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque, hash_map};
 use std::fmt;
 use std::sync::Arc;
@@ -60,15 +60,17 @@ pub(super) struct State {
     /// Whether a key that is out with a consumer holds its other messages back.
     keyed: bool,
     next_number: u64,
-    ready: VecDeque<Slot>,
+    /// All messages, where they stay from the publish to the settlement. The places below hold their indices.
+    slots: Slab<Slot>,
+    ready: VecDeque<usize>,
     /// What was delivered before and came back, by its number: it goes before `ready`, in its old order.
-    returned: BTreeMap<u64, Slot>,
-    delayed: BinaryHeap<Delayed>,
+    returned: BTreeMap<u64, usize>,
+    delayed: BinaryHeap<Reverse<Delayed>>,
     keys: HashMap<Key, Held>,
-    unsettled: Slab<Unsettled>,
-    /// How many messages wait, in whichever of the places above, and their size.
-    waiting: usize,
+    /// The size of the messages that wait, which are those that are not out.
     bytes: usize,
+    /// How many are out with a consumer.
+    out: usize,
     members: Slab<Member>,
     /// How many members hold a waker.
     parked: usize,
@@ -83,12 +85,22 @@ struct Slot {
     size: usize,
     deliveries: u32,
     letter: Option<Box<Letter>>,
+    out: Option<Out>,
 }
 
-/// A message that is not due yet.
+/// Says that a message is out with a consumer, and by which delivery.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Out {
+    epoch: u64,
+    member: usize,
+}
+
+/// A message that is not due yet. The one that is due first is the least.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Delayed {
     due: Instant,
-    slot: Slot,
+    number: u64,
+    index: usize,
 }
 
 /// A key whose messages come one at a time.
@@ -96,14 +108,7 @@ struct Delayed {
 struct Held {
     /// Whether one of them is out; else the next of them is in `returned`.
     out: bool,
-    waiting: BTreeMap<u64, Slot>,
-}
-
-/// A message that is out with a consumer.
-struct Unsettled {
-    slot: Slot,
-    epoch: u64,
-    member: usize,
+    waiting: BTreeMap<u64, usize>,
 }
 
 /// A consumer of the queue.
@@ -147,13 +152,13 @@ impl Queue {
                 tracked,
                 keyed: tracked && order == Order::KeyInGroup,
                 next_number: 0,
+                slots: Slab::new(),
                 ready: VecDeque::new(),
                 returned: BTreeMap::new(),
                 delayed: BinaryHeap::new(),
                 keys: HashMap::new(),
-                unsettled: Slab::new(),
-                waiting: 0,
                 bytes: 0,
+                out: 0,
                 members: Slab::new(),
                 parked: 0,
                 turn: 0,
@@ -195,21 +200,23 @@ impl Queue {
         let mut taken = 0;
         let mut epoch = SETTLED;
         while taken < room
-            && let Some(slot) = state.next()
+            && let Some(index) = state.next()
         {
             if taken == 0 && state.tracked {
                 epoch = self.shared.reserve_epochs(room);
             }
             let epoch = epoch + if state.tracked { taken as u64 } else { 0 };
-            batch.push(state.deliver(slot, member, epoch));
-            taken += 1;
+            if let Some(delivery) = state.deliver(index, Out { epoch, member }) {
+                batch.push(delivery);
+                taken += 1;
+            }
         }
         if taken == 0 {
             state.park(member, cx.waker());
         }
         let free = state.free();
         let wanted = self.room.is_wanted() && state.is_worth_waking(taken == 0);
-        let due = state.delayed.peek().map(|delayed| delayed.due);
+        let due = state.next_due();
         drop(state);
         if wanted {
             self.room.offer(free);
@@ -227,27 +234,29 @@ impl Queue {
         let mut state = self.state.lock();
         let before = state.room_of(member);
         let mut returned = false;
-        for index in 0..batch.items().len() {
-            let (tag, settlement) = batch.items()[index];
+        for index_in_batch in 0..batch.items().len() {
+            let (tag, settlement) = batch.items()[index_in_batch];
             if !state.tracked && tag.epoch == SETTLED {
                 continue;
             }
-            let Some(slot) = state.withdraw(member, tag) else {
-                batch.fail(index, stale(&self.subscription));
+            let epoch = tag.epoch;
+            let index = usize::try_from(tag.slot).unwrap_or(usize::MAX);
+            if !state.withdraw(index, Out { epoch, member }) {
+                batch.fail(index_in_batch, stale(&self.subscription));
                 continue;
-            };
+            }
             match settlement {
                 Settlement::Ack => {
-                    returned |= state.release_key(slot.message.key());
-                    done.push(slot);
+                    returned |= state.release_key(index);
+                    done.extend(state.forget(index));
                 }
                 Settlement::Return => {
-                    state.put_back(slot);
+                    state.put_back(index);
                     returned = true;
                 }
                 Settlement::ReturnAfter(delay) => {
-                    state.release_key(slot.message.key());
-                    state.put_off(slot, clock.now() + delay);
+                    state.release_key(index);
+                    state.put_off(index, clock.now() + delay);
                     returned = true;
                 }
             }
@@ -294,14 +303,9 @@ impl Queue {
     /// Drops all that waits: the subscription is gone. Publishers that wait for it look for another way.
     pub(super) fn clear(&self) {
         let mut state = self.state.lock();
-        let ready = std::mem::take(&mut state.ready);
-        let returned = std::mem::take(&mut state.returned);
-        let delayed = std::mem::take(&mut state.delayed);
-        let keys = std::mem::take(&mut state.keys);
-        state.waiting = 0;
-        state.bytes = 0;
+        let dropped = state.clear();
         drop(state);
-        drop((ready, returned, delayed, keys));
+        drop(dropped);
         self.room.dissolve();
         self.shared.changed();
     }
@@ -322,47 +326,48 @@ impl Queue {
 impl State {
     /// Whether a message of this size fits. An empty queue takes any.
     pub(super) fn has_room(&self, size: usize) -> bool {
-        self.waiting == 0
-            || (self.waiting < self.bound.messages && self.bytes + size <= self.bound.bytes)
+        let waiting = self.waiting();
+        waiting == 0 || (waiting < self.bound.messages && self.bytes + size <= self.bound.bytes)
     }
 
     /// Adds a message, whether there is room or not.
-    pub(super) fn push(&mut self, message: Message, due: Option<Instant>, letter: Option<Letter>) {
+    pub(super) fn push(&mut self, message: &Message, due: Option<Instant>, letter: Option<Letter>) {
         let size = message.byte_len();
-        let slot = Slot {
-            number: self.number(),
-            message,
+        let number = self.number();
+        let index = self.slots.insert(Slot {
+            number,
+            message: message.clone(),
             size,
             deliveries: 0,
             letter: letter.map(Box::new),
-        };
-        self.waiting += 1;
+            out: None,
+        });
         self.bytes += size;
         match due {
-            None => self.ready.push_back(slot),
-            Some(due) => self.delayed.push(Delayed { due, slot }),
+            None => self.ready.push_back(index),
+            Some(due) => self.delayed.push(Reverse(Delayed { due, number, index })),
         }
     }
 
-    /// How many messages wait.
+    /// How many messages wait: those that are not out.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting
+        self.slots.len() - self.out
     }
 
     /// How many are out with a consumer.
     pub(super) fn unsettled(&self) -> usize {
-        self.unsettled.len()
+        self.out
     }
 
     /// How many wait and are due.
     pub(super) fn due(&self, now: Instant) -> usize {
-        let later = self.delayed.iter().filter(|delayed| delayed.due > now);
-        self.waiting - later.count()
+        let later = self.delayed.iter().filter(|delayed| delayed.0.due > now);
+        self.waiting() - later.count()
     }
 
     /// When the next delayed message is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.delayed.peek().map(|delayed| delayed.due)
+        self.delayed.peek().map(|delayed| delayed.0.due)
     }
 
     /// Whether a consumer takes from here.
@@ -405,95 +410,115 @@ impl State {
 
     /// Moves what is due: ahead of the others what was delivered before, behind them what was only published for later.
     fn promote(&mut self, now: Instant) {
-        while self
-            .delayed
-            .peek()
-            .is_some_and(|delayed| delayed.due <= now)
+        while let Some(Reverse(first)) = self.delayed.peek()
+            && first.due <= now
         {
-            let Some(Delayed { mut slot, .. }) = self.delayed.pop() else {
-                return;
-            };
-            if slot.deliveries > 0 {
-                self.returned.insert(slot.number, slot);
-            } else {
-                slot.number = self.number();
-                self.ready.push_back(slot);
+            let index = first.index;
+            self.delayed.pop();
+            let number = self.number();
+            match self.slots.get_mut(index) {
+                Some(slot) if slot.deliveries == 0 => {
+                    slot.number = number;
+                    self.ready.push_back(index);
+                }
+                Some(slot) => {
+                    self.returned.insert(slot.number, index);
+                }
+                None => {}
             }
         }
     }
 
     /// The next message that may be delivered now.
-    fn next(&mut self) -> Option<Slot> {
+    fn next(&mut self) -> Option<usize> {
         loop {
-            let slot = match self.returned.pop_first() {
-                Some((_, slot)) => slot,
+            let index = match self.returned.pop_first() {
+                Some((_, index)) => index,
                 None => self.ready.pop_front()?,
             };
             if !self.keyed {
-                return Some(slot);
+                return Some(index);
             }
+            let slot = self.slots.get(index)?;
             let Some(key) = slot.message.key() else {
-                return Some(slot);
+                return Some(index);
             };
             let held = self.keys.entry(key.clone()).or_default();
             if !held.out {
                 held.out = true;
-                return Some(slot);
+                return Some(index);
             }
-            held.waiting.insert(slot.number, slot);
+            held.waiting.insert(slot.number, index);
         }
     }
 
-    fn deliver(&mut self, mut slot: Slot, member: usize, epoch: u64) -> Received {
-        self.waiting -= 1;
-        self.bytes -= slot.size;
+    fn deliver(&mut self, index: usize, out: Out) -> Option<Received> {
+        let slot = self.slots.get_mut(index)?;
         slot.deliveries = slot.deliveries.saturating_add(1);
+        self.bytes -= slot.size;
         let deliveries = Some(slot.deliveries);
-        let (message, index) = if self.tracked {
-            if let Some(member) = self.members.get_mut(member) {
+        let (message, tag) = if self.tracked {
+            slot.out = Some(out);
+            let tag = Tag {
+                slot: index as u64,
+                epoch: out.epoch,
+            };
+            let message = slot.message.clone();
+            self.out += 1;
+            if let Some(member) = self.members.get_mut(out.member) {
                 member.unsettled += 1;
             }
-            let message = slot.message.clone();
-            let unsettled = Unsettled {
-                slot,
-                epoch,
-                member,
-            };
-            (message, self.unsettled.insert(unsettled))
+            (message, tag)
         } else {
-            if let Some(letter) = &slot.letter {
+            let Slot {
+                message, letter, ..
+            } = self.slots.remove(index);
+            if let Some(letter) = letter {
                 letter.done();
             }
-            (slot.message, 0)
+            let tag = Tag {
+                slot: 0,
+                epoch: SETTLED,
+            };
+            (message, tag)
         };
-        Received {
+        Some(Received {
             message,
-            tag: Tag {
-                slot: index as u64,
-                epoch,
-            },
+            tag,
             deliveries,
             native: None,
-        }
+        })
     }
 
-    /// Takes back what `tag` names, if it is this consumer's and still out.
-    fn withdraw(&mut self, member: usize, tag: Tag) -> Option<Slot> {
-        let index = usize::try_from(tag.slot).ok()?;
-        let found = self.unsettled.get(index)?;
-        if found.epoch != tag.epoch || found.member != member {
-            return None;
-        }
-        let Unsettled { slot, .. } = self.unsettled.remove(index);
-        if let Some(member) = self.members.get_mut(member) {
+    /// Takes a message back from a consumer, if it is out by that very delivery.
+    fn withdraw(&mut self, index: usize, out: Out) -> bool {
+        let found = self.slots.get_mut(index);
+        let Some(slot) = found.filter(|slot| slot.out == Some(out)) else {
+            return false;
+        };
+        slot.out = None;
+        self.bytes += slot.size;
+        self.out -= 1;
+        if let Some(member) = self.members.get_mut(out.member) {
             member.unsettled -= 1;
         }
-        Some(slot)
+        true
     }
 
-    /// Lets the next message of a key go. Tells whether there is one.
-    fn release_key(&mut self, key: Option<&Key>) -> bool {
-        let Some(key) = key.filter(|_| self.keyed) else {
+    /// Removes a message that is done with. Comes back what must be dropped outside of the lock: the rest is memory.
+    fn forget(&mut self, index: usize) -> Option<Slot> {
+        let slot = self.slots.try_remove(index)?;
+        self.bytes -= slot.size;
+        (slot.letter.is_some() || slot.message.guard().is_some()).then_some(slot)
+    }
+
+    /// Lets the next message of this one's key go. Tells whether there is one.
+    fn release_key(&mut self, index: usize) -> bool {
+        if !self.keyed {
+            return false;
+        }
+        let slot = self.slots.get(index);
+        let Some(key) = slot.and_then(|slot| slot.message.key()) else {
             return false;
         };
         let hash_map::Entry::Occupied(mut entry) = self.keys.entry(key.clone()) else {
@@ -511,40 +536,57 @@ impl State {
     }
 
     /// Gives a delivery back to the queue, where it was.
-    fn put_back(&mut self, slot: Slot) {
-        self.waiting += 1;
-        self.bytes += slot.size;
-        let key = slot.message.key().filter(|_| self.keyed).cloned();
-        match key.as_ref().and_then(|key| self.keys.get_mut(key)) {
+    fn put_back(&mut self, index: usize) {
+        let Some(slot) = self.slots.get(index) else {
+            return;
+        };
+        let key = slot.message.key().filter(|_| self.keyed);
+        match key.and_then(|key| self.keys.get_mut(key)) {
             // It waits with the others of its key, and the first of them goes.
             Some(held) => {
-                held.waiting.insert(slot.number, slot);
-                self.release_key(key.as_ref());
+                held.waiting.insert(slot.number, index);
+                self.release_key(index);
             }
             None => {
-                self.returned.insert(slot.number, slot);
+                self.returned.insert(slot.number, index);
             }
         }
     }
 
     /// Gives a delivery back for later.
-    fn put_off(&mut self, slot: Slot, due: Instant) {
-        self.waiting += 1;
-        self.bytes += slot.size;
-        self.delayed.push(Delayed { due, slot });
+    fn put_off(&mut self, index: usize, due: Instant) {
+        if let Some(slot) = self.slots.get(index) {
+            let number = slot.number;
+            self.delayed.push(Reverse(Delayed { due, number, index }));
+        }
     }
 
     fn give_back(&mut self, member: usize) {
-        let held = |(index, unsettled): (usize, &Unsettled)| {
-            (unsettled.member == member).then_some((index, unsettled.epoch))
+        let out = |(index, slot): (usize, &Slot)| {
+            let out = slot.out.filter(|out| out.member == member)?;
+            Some((index, out))
         };
-        let tags: Vec<(usize, u64)> = self.unsettled.iter().filter_map(held).collect();
-        for (index, epoch) in tags {
-            let slot = index as u64;
-            if let Some(slot) = self.withdraw(member, Tag { slot, epoch }) {
-                self.put_back(slot);
+        let held: Vec<(usize, Out)> = self.slots.iter().filter_map(out).collect();
+        for (index, out) in held {
+            if self.withdraw(index, out) {
+                self.put_back(index);
             }
         }
+    }
+
+    /// Takes out all that waits.
+    fn clear(&mut self) -> Vec<Slot> {
+        self.ready.clear();
+        self.returned.clear();
+        self.delayed.clear();
+        self.keys.clear();
+        self.bytes = 0;
+        let waits = |(index, slot): (usize, &Slot)| slot.out.is_none().then_some(index);
+        let waiting: Vec<usize> = self.slots.iter().filter_map(waits).collect();
+        let slots = waiting.into_iter();
+        slots
+            .filter_map(|index| self.slots.try_remove(index))
+            .collect()
     }
 
     fn park(&mut self, member: usize, waker: &Waker) {
@@ -567,13 +609,13 @@ impl State {
 
     /// How many places are free.
     fn free(&self) -> usize {
-        self.bound.messages.saturating_sub(self.waiting)
+        self.bound.messages.saturating_sub(self.waiting())
     }
 
     /// Whether to wake publishers now or when there is more room. A consumer that parks leaves no doubt.
     fn is_worth_waking(&self, parked: bool) -> bool {
         let worth = WAKE_AT.min(self.bound.messages / 2);
-        parked || self.waiting == 0 || self.free() >= worth
+        parked || self.waiting() == 0 || self.free() >= worth
     }
 }
 
@@ -582,27 +624,6 @@ fn stale(subscription: &SubscriptionId) -> Error {
         "the delivery is no longer ours to settle; it was settled before or went back to the queue";
     Error::new(ErrorKind::Stale, message).with_context("subscription", subscription)
 }
-
-/// The one that is due first is the greatest.
-impl Ord for Delayed {
-    fn cmp(&self, other: &Self) -> Compare {
-        (other.due, other.slot.number).cmp(&(self.due, self.slot.number))
-    }
-}
-
-impl PartialOrd for Delayed {
-    fn partial_cmp(&self, other: &Self) -> Option<Compare> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Delayed {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Compare::Equal
-    }
-}
-
-impl Eq for Delayed {}
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
