@@ -1,12 +1,13 @@
 //! Runs the suite: one test per behaviour, on a runtime of its own.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -72,6 +73,7 @@ pub fn check(
     behaviour: &Behaviour,
     profile: Profile,
 ) -> Result<(), String> {
+    report_panics();
     let seed = seed_of(behaviour);
     let (done, verdict) = mpsc::sync_channel(1);
     let test = Test::new(Arc::clone(harness), behaviour.name, profile, seed);
@@ -162,10 +164,35 @@ fn leaves_nothing(runtime: &Runtime, test: Test) -> Result<(), String> {
     tasks_end(runtime)
 }
 
+thread_local! {
+    /// Where the last panic of this thread happened.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics of tests, and those that handlers make on purpose, are not printed: what matters of them is in the report.
+fn report_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            if behaviours().any(|behaviour| thread.name() == Some(behaviour.name)) {
+                PLACE.set(panic.location().map(ToString::to_string));
+            } else {
+                others(panic);
+            }
+        }));
+    });
+}
+
 fn text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("it panicked").to_owned()
+    let text = text.unwrap_or("it panicked");
+    match PLACE.take() {
+        Some(place) => format!("{text}\nat: {place}"),
+        None => text.to_owned(),
+    }
 }
 
 /// The seed of the whole run: `ANYWIRE_SEED`, or a random one.

@@ -2,10 +2,12 @@
 //! so far can show.
 
 pub mod addressing;
+pub mod answering;
 pub mod backpressure;
 pub mod basic;
 pub mod batches;
 pub mod dead_letters;
+pub mod draining;
 pub mod faults;
 pub mod fidelity;
 pub mod groups;
@@ -37,12 +39,14 @@ const SECTIONS: &[&[Behaviour]] = &[
     groups::ALL,
     lifecycle::ALL,
     shutdown::ALL,
+    draining::ALL,
     backpressure::ALL,
     batches::ALL,
     publishing::ALL,
     faults::ALL,
     dead_letters::ALL,
     request_reply::ALL,
+    answering::ALL,
     handlers::ALL,
 ];
 
@@ -57,10 +61,12 @@ mod tests {
     fn every_behaviour_that_is_written_is_listed_once() {
         let sources = [
             include_str!("addressing.rs"),
+            include_str!("answering.rs"),
             include_str!("backpressure.rs"),
             include_str!("basic.rs"),
             include_str!("batches.rs"),
             include_str!("dead_letters.rs"),
+            include_str!("draining.rs"),
             include_str!("faults.rs"),
             include_str!("fidelity.rs"),
             include_str!("groups.rs"),
