@@ -6,18 +6,25 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use tokio_util::sync::ReusableBoxFuture;
 
 use crate::context::Context;
 use crate::extract::{FromDelivery, Needs, Parts};
 use crate::payload::{Encoded, FromPayload, IntoPayload};
 use crate::{Codec, Error, Failure, HandlerError};
 
-/// What a handler's future ends with: nothing for an event, the reply for a call.
-pub(crate) type HandlerFuture = BoxFuture<'static, Result<Output, Failure>>;
+/// A handler's future. The box is used again for the next one where that is of the same size, so that a handler which
+/// does not wait costs no allocation.
+pub(crate) type HandlerFuture = ReusableBoxFuture<'static, Result<Output, Failure>>;
 
-/// A handler, whatever its types were.
-pub(crate) type Erased = Arc<dyn Fn(&Context) -> Result<HandlerFuture, Rejection> + Send + Sync>;
+/// A box without a future: nothing is allocated for it.
+pub(crate) fn no_future() -> HandlerFuture {
+    ReusableBoxFuture::new(std::future::pending())
+}
+
+/// A handler, whatever its types were: decodes, extracts, and puts its future into the box.
+pub(crate) type Erased =
+    Arc<dyn Fn(&Context, &mut HandlerFuture) -> Result<(), Rejection> + Send + Sync>;
 
 /// What a handler produced: nothing for an event, the encoded reply for a call.
 #[derive(Clone, Debug, Default)]
@@ -163,12 +170,13 @@ macro_rules! impl_handlers {
                     payload_type: type_name::<P>(),
                     reply_type: "()",
                     error_type: type_name::<Fut::Output>(),
-                    erased: Arc::new(move |context| {
+                    erased: Arc::new(move |context, slot| {
                         let payload = payload::<P>(context)?;
                         let mut parts = Parts::new(context);
                         $(let $extractor = $extractor::from_delivery(&mut parts).map_err(Rejection::Failed)?;)*
                         let future = self(payload, $($extractor),*);
-                        Ok(future.map(|outcome| outcome.into_outcome().map(|()| Output(None))).boxed())
+                        slot.set(future.map(|outcome| outcome.into_outcome().map(|()| Output(None))));
+                        Ok(())
                     }),
                 }
             }
@@ -195,13 +203,14 @@ macro_rules! impl_handlers {
                     payload_type: type_name::<P>(),
                     reply_type: type_name::<R::Reply>(),
                     error_type: type_name::<R::Error>(),
-                    erased: Arc::new(move |context| {
+                    erased: Arc::new(move |context, slot| {
                         let payload = payload::<P>(context)?;
                         let mut parts = Parts::new(context);
                         $(let $extractor = $extractor::from_delivery(&mut parts).map_err(Rejection::Failed)?;)*
                         let codec = reply_codec(context);
                         let future = self(payload, $($extractor),*);
-                        Ok(future.map(move |reply| Ok(Output(Some(reply.into_reply(codec)?)))).boxed())
+                        slot.set(future.map(move |reply| Ok(Output(Some(reply.into_reply(codec)?)))));
+                        Ok(())
                     }),
                 }
             }

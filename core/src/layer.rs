@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::Failure;
 use crate::context::Context;
-use crate::handler::{Erased, Output, Rejection};
+use crate::handler::{Erased, Output, Rejection, no_future};
 
 /// Middleware on the receiving side: sees each delivery on its way in and its outcome on the way out.
 ///
@@ -62,7 +62,9 @@ impl Next {
     /// `invalid_payload`.
     pub async fn run(mut self, context: Context) -> Result<Output, Failure> {
         let Some(layer) = self.layers.get(self.at).cloned() else {
-            return (self.handler)(&context).map_err(rejected)?.await;
+            let mut future = no_future();
+            (self.handler)(&context, &mut future).map_err(rejected)?;
+            return future.await;
         };
         self.at += 1;
         layer.call(context, self).await

@@ -300,7 +300,10 @@ impl MessageId {
     #[must_use]
     pub fn random() -> Self {
         thread_local!(static IDS: RefCell<SmallRng> = RefCell::new(rand::make_rng()));
-        Self(Repr::Ours(IDS.with_borrow_mut(|ids| ids.random())))
+        Self(Repr::Ours(
+            IDS.with_borrow_mut(|ids| ids.random::<u128>())
+                .to_le_bytes(),
+        ))
     }
 
     /// An id from its bytes.

@@ -275,15 +275,7 @@ enum Judged {
 
 impl Job {
     fn judge(self, core: &ClientCore, batch: PublishBatch) -> Judged {
-        let (entries, outcomes) = batch.into_parts();
-        let (Some(entry), Some(outcome)) =
-            (entries.into_iter().next(), outcomes.into_iter().next())
-        else {
-            return Judged::Over(Err(Error::new(
-                ErrorKind::OutcomeUnknown,
-                "the adapter gave no entry back",
-            )));
-        };
+        let (entry, outcome) = batch.into_single();
         match self.result(core, &entry, outcome, true) {
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown => Judged::Again(entry, error),
             result => Judged::Over(result),
@@ -363,16 +355,8 @@ impl Job {
             core.clock.sleep_until(now + pause).await;
             pause = (pause * 2).min(LAST_RETRY);
             let left = deadline.saturating_duration_since(core.clock.now());
-            let (entries, outcomes) = publisher
-                .publish(PublishBatch::single(entry, left))
-                .wait()
-                .await
-                .into_parts();
-            let (Some(same), Some(outcome)) =
-                (entries.into_iter().next(), outcomes.into_iter().next())
-            else {
-                return Err(last);
-            };
+            let batch = PublishBatch::single(entry, left);
+            let (same, outcome) = publisher.publish(batch).wait().await.into_single();
             entry = same;
             match self.result(&core, &entry, outcome, false) {
                 Err(error) if error.kind() == ErrorKind::OutcomeUnknown => last = error,

@@ -13,7 +13,7 @@ use tracing::Instrument;
 use crate::Failure;
 use crate::clock::{Clock, Sleep};
 use crate::context::{Context, Scope};
-use crate::handler::{Erased, HandlerFuture, Output, Rejection};
+use crate::handler::{Erased, HandlerFuture, Output, Rejection, no_future};
 use crate::layer::{Layer, Next};
 use crate::router::HandlerKind;
 
@@ -57,19 +57,26 @@ impl Invoke {
         &self.scope.client.clock
     }
 
-    /// Begins an attempt and polls it once: most handlers that do not wait end here, without a timer.
-    pub(super) fn begin(&self, context: &Context, cx: &mut TaskContext<'_>) -> First {
+    /// Begins an attempt in `slot` and polls it once: a handler that does not wait ends here, without a timer.
+    pub(super) fn begin(
+        &self,
+        context: &Context,
+        slot: &mut HandlerFuture,
+        cx: &mut TaskContext<'_>,
+    ) -> First {
         let begun = catch_unwind(AssertUnwindSafe(|| {
-            let mut future = match self.call(context) {
-                Ok(future) => future,
+            match self.call(context, slot) {
+                Ok(()) => {}
                 Err(Rejection::Undecodable(error)) => {
                     return First::Over(Err(Failed::Undecodable(error)));
                 }
-                Err(Rejection::Failed(failure)) => return First::Over(Err(Failed::By(failure))),
-            };
-            match future.poll_unpin(cx) {
+                Err(Rejection::Failed(failure)) => {
+                    return First::Over(Err(Failed::By(failure)));
+                }
+            }
+            match slot.poll(cx) {
                 Poll::Ready(result) => First::Over(result.map_err(Failed::By)),
-                Poll::Pending => First::Waiting(future),
+                Poll::Pending => First::Waiting(std::mem::replace(slot, no_future())),
             }
         }));
         begun.unwrap_or_else(|panic| First::Over(Err(Failed::By(panicked(&*panic)))))
@@ -83,7 +90,7 @@ impl Invoke {
     ) -> Result<Output, Failed> {
         let mut timer: Option<Sleep> = None;
         poll_fn(|cx| {
-            match catch_unwind(AssertUnwindSafe(|| future.poll_unpin(cx))) {
+            match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(result)) => return Poll::Ready(result.map_err(Failed::By)),
                 Err(panic) => return Poll::Ready(Err(Failed::By(panicked(&*panic)))),
@@ -98,29 +105,30 @@ impl Invoke {
 
     /// A whole attempt.
     pub(super) async fn run(&self, context: &Context, deadline: Instant) -> Result<Output, Failed> {
-        match poll_fn(|cx| Poll::Ready(self.begin(context, cx))).await {
+        let mut slot = no_future();
+        match poll_fn(|cx| Poll::Ready(self.begin(context, &mut slot, cx))).await {
             First::Over(result) => result,
             First::Waiting(future) => self.go_on(future, deadline).await,
         }
     }
 
-    fn call(&self, context: &Context) -> Result<HandlerFuture, Rejection> {
+    fn call(&self, context: &Context, slot: &mut HandlerFuture) -> Result<(), Rejection> {
         let span = self.span(context);
         if self.layers.is_empty() && span.is_disabled() {
-            return (self.handler)(context);
+            return (self.handler)(context, slot);
         }
-        let future: HandlerFuture = if self.layers.is_empty() {
+        if self.layers.is_empty() {
             let _entered = span.enter();
-            (self.handler)(context)?
+            (self.handler)(context, slot)?;
         } else {
             let next = Next::new(Arc::clone(&self.layers), Arc::clone(&self.handler));
-            Box::pin(next.run(context.for_handler()))
-        };
-        Ok(if span.is_disabled() {
-            future
-        } else {
-            Box::pin(future.instrument(span))
-        })
+            slot.set(next.run(context.for_handler()));
+        }
+        if !span.is_disabled() {
+            let future = std::mem::replace(slot, no_future());
+            *slot = HandlerFuture::new(future.instrument(span));
+        }
+        Ok(())
     }
 
     fn span(&self, context: &Context) -> tracing::Span {

@@ -10,7 +10,7 @@ use super::attempt::{Failed, First, Invoke};
 use super::worker::{Started, Work};
 use crate::client::error_reply;
 use crate::context::Context;
-use crate::handler::Output;
+use crate::handler::{HandlerFuture, Output};
 use crate::pattern::request_reply::{IncomingCalls, ReceivedCall, Replier, Reply};
 use crate::pattern::{Batch, Progress, PullResult, Tag};
 use crate::telemetry::HandlerMetrics;
@@ -144,7 +144,12 @@ impl Work for CallWork {
         })
     }
 
-    fn start(self: &Arc<Self>, job: CallJob, cx: &mut TaskContext<'_>) -> Started<CallDone> {
+    fn start(
+        self: &Arc<Self>,
+        job: CallJob,
+        slot: &mut HandlerFuture,
+        cx: &mut TaskContext<'_>,
+    ) -> Started<CallDone> {
         if job
             .context
             .deadline
@@ -153,7 +158,7 @@ impl Work for CallWork {
             self.metrics.expired.increment(1);
             return Started::Done(CallDone { job, reply: None });
         }
-        match self.invoke.begin(&job.context, cx) {
+        match self.invoke.begin(&job.context, slot, cx) {
             First::Over(result) => Started::Done(self.answer(job, result)),
             first @ First::Waiting(_) => {
                 Started::Parked(Box::pin(Arc::clone(self).carry_on(job, first)))

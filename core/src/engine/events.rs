@@ -16,6 +16,7 @@ use super::retry::{Schedule, Verdict};
 use super::worker::{Started, Work};
 use crate::client::Wire;
 use crate::context::Context;
+use crate::handler::HandlerFuture;
 use crate::pattern::publish_subscribe::{
     Incoming, Received, Settle, SettleBatch, Settlement, SubscriptionId,
 };
@@ -294,13 +295,18 @@ impl Work for EventWork {
         self.lanes.enter(&key, job)
     }
 
-    fn start(self: &Arc<Self>, job: EventJob, cx: &mut TaskContext<'_>) -> Started<EventDone> {
+    fn start(
+        self: &Arc<Self>,
+        job: EventJob,
+        slot: &mut HandlerFuture,
+        cx: &mut TaskContext<'_>,
+    ) -> Started<EventDone> {
         if job.deliveries > self.settings.schedule.crash_limit()
             && !self.settings.schedule.dead_letters
         {
             return Started::Parked(self.crash_loop(job));
         }
-        match self.invoke.begin(&job.context, cx) {
+        match self.invoke.begin(&job.context, slot, cx) {
             First::Over(Ok(_)) => {
                 self.count_handled(&job);
                 Started::Done(Self::done(job, Settlement::Ack))

@@ -14,6 +14,7 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use crate::Error;
+use crate::handler::{HandlerFuture, no_future};
 use crate::pattern::{Batch, PullResult, Pulled};
 
 /// How many deliveries are pulled at once.
@@ -49,8 +50,13 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
     /// Makes a job of what was pulled; `None` where it has to wait for another one, which will hand it out.
     fn admit(&self, item: Self::Item) -> Option<Self::Job>;
 
-    /// Runs a job as far as it goes without waiting.
-    fn start(self: &Arc<Self>, job: Self::Job, cx: &mut Context<'_>) -> Started<Self::Done>;
+    /// Runs a job in `slot` as far as it goes without waiting.
+    fn start(
+        self: &Arc<Self>,
+        job: Self::Job,
+        slot: &mut HandlerFuture,
+        cx: &mut Context<'_>,
+    ) -> Started<Self::Done>;
 
     /// Books an end, and hands out the job that waited for it.
     fn finish(&self, done: Self::Done, outbox: &mut Self::Outbox) -> Option<Self::Job>;
@@ -244,13 +250,14 @@ struct Worker<W: Work> {
     share: usize,
     batch: Batch<W::Item>,
     backlog: VecDeque<W::Job>,
+    /// Where a handler's future is until it has to wait: the same box for one after the other.
+    slot: HandlerFuture,
     parked: FuturesUnordered<BoxFuture<'static, W::Done>>,
     outbox: W::Outbox,
     flushes: FuturesUnordered<BoxFuture<'static, ()>>,
     finished: usize,
     pulls: u32,
     slow: bool,
-    timed: Option<(Instant, usize)>,
 }
 
 impl<W: Work> Worker<W> {
@@ -261,13 +268,13 @@ impl<W: Work> Worker<W> {
             share,
             batch: Batch::new(PULL),
             backlog: VecDeque::new(),
+            slot: no_future(),
             parked: FuturesUnordered::new(),
             outbox: W::Outbox::default(),
             flushes: FuturesUnordered::new(),
             finished: 0,
             pulls: 0,
             slow: false,
-            timed: None,
         }
     }
 
@@ -295,7 +302,11 @@ impl<W: Work> Worker<W> {
                 }
                 return Poll::Pending;
             }
-            if !self.pull(cx) {
+            if budget == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !self.pull(cx, &mut budget) {
                 return Poll::Pending;
             }
         }
@@ -310,27 +321,28 @@ impl<W: Work> Worker<W> {
         }
     }
 
-    /// Runs what was pulled. `true` says that the budget ended before the backlog did.
+    /// Runs what waits. `true` says that the budget ended before the backlog did.
     fn run_backlog(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
         while self.parked.len() < self.share
             && let Some(job) = self.backlog.pop_front()
         {
-            match self.crew.work.start(job, cx) {
-                Started::Done(done) => self.finish(done),
-                Started::Parked(future) => {
-                    self.parked.push(future);
-                    self.poll_parked(cx);
-                }
-            }
+            self.run(job, cx);
             *budget = budget.saturating_sub(1);
             if *budget == 0 {
                 return true;
             }
         }
-        if let Some((start, count)) = self.timed.take() {
-            self.slow = start.elapsed() > SLOW * u32::try_from(count).unwrap_or(u32::MAX);
-        }
         false
+    }
+
+    fn run(&mut self, job: W::Job, cx: &mut Context<'_>) {
+        match self.crew.work.start(job, &mut self.slot, cx) {
+            Started::Done(done) => self.finish(done),
+            Started::Parked(future) => {
+                self.parked.push(future);
+                self.poll_parked(cx);
+            }
+        }
     }
 
     fn finish(&mut self, done: W::Done) {
@@ -354,8 +366,8 @@ impl<W: Work> Worker<W> {
         }
     }
 
-    /// Pulls the next batch into the backlog. `false` says that there is nothing to do but wait.
-    fn pull(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Pulls the next batch and runs it. `false` says that there is nothing to do but wait.
+    fn pull(&mut self, cx: &mut Context<'_>, budget: &mut usize) -> bool {
         let room = self.room();
         if room == 0 {
             self.crew.wait_for_room(self.index, cx);
@@ -370,18 +382,28 @@ impl<W: Work> Worker<W> {
         let count = self.batch.len();
         self.crew.held.fetch_add(count, Ordering::AcqRel);
         self.pulls = self.pulls.wrapping_add(1);
-        if self.pulls.is_multiple_of(SAMPLE) || self.slow {
-            self.timed = Some((Instant::now(), count));
-        }
+        let timed = (self.pulls.is_multiple_of(SAMPLE) || self.slow).then(Instant::now);
         // A full batch means that there is more, and slow handlers must not wait for each other on one worker.
         if self.crew.wakers.len() > 1 && (count == room || self.slow) {
             self.crew.pass_on(self.index);
         }
-        self.backlog.extend(
-            self.batch
-                .drain()
-                .filter_map(|item| self.crew.work.admit(item)),
-        );
+        let mut batch = std::mem::replace(&mut self.batch, Batch::empty());
+        for item in batch.drain() {
+            let Some(job) = self.crew.work.admit(item) else {
+                continue;
+            };
+            // What is in the backlog came first.
+            if self.backlog.is_empty() && self.parked.len() < self.share {
+                self.run(job, cx);
+            } else {
+                self.backlog.push_back(job);
+            }
+        }
+        self.batch = batch;
+        *budget = budget.saturating_sub(count);
+        if let Some(start) = timed {
+            self.slow = start.elapsed() > SLOW * u32::try_from(count).unwrap_or(u32::MAX);
+        }
         true
     }
 

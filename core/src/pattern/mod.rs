@@ -76,6 +76,13 @@ impl<T> Batch<T> {
         }
     }
 
+    pub(crate) const fn empty() -> Self {
+        Self {
+            items: Vec::new(),
+            room: 0,
+        }
+    }
+
     /// How many more items may be pushed. An adapter must not hand over more: the rest stays with it.
     #[must_use]
     pub fn room(&self) -> usize {

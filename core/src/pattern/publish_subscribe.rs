@@ -517,14 +517,21 @@ impl PublishBatch {
     }
 
     /// Takes entries and outcomes apart. An entry without an outcome is unknown.
+    #[must_use = "it holds the outcomes"]
     pub fn into_parts(mut self) -> (SmallVec<[Entry; 1]>, SmallVec<[Published; 1]>) {
-        self.record_rest(|| {
-            Published::Unknown(Error::new(
-                ErrorKind::OutcomeUnknown,
-                "the adapter reported no outcome",
-            ))
-        });
+        self.record_rest(no_outcome);
         (self.entries, self.outcomes)
+    }
+
+    /// Takes a batch of one apart. An entry without an outcome is unknown.
+    ///
+    /// # Panics
+    /// Where the batch is empty.
+    #[must_use = "it holds the outcome"]
+    pub fn into_single(mut self) -> (Entry, Published) {
+        let entry = self.entries.pop().expect("a batch of one");
+        let outcome = self.outcomes.pop().unwrap_or_else(no_outcome);
+        (entry, outcome)
     }
 
     /// How many entries there are.
@@ -538,6 +545,13 @@ impl PublishBatch {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+}
+
+fn no_outcome() -> Published {
+    Published::Unknown(Error::new(
+        ErrorKind::OutcomeUnknown,
+        "the adapter reported no outcome",
+    ))
 }
 
 /// How the publishing of one entry ended.
