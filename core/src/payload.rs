@@ -46,6 +46,10 @@ pub trait IntoPayload {
     ///
     /// # Errors
     /// [`Codec`](crate::ErrorKind::Codec) when the value cannot be written.
+    #[allow(
+        clippy::wrong_self_convention,
+        reason = "it is the other half of `FromPayload`, and what is sent stays with its sender"
+    )]
     fn into_payload(&self, codec: Codec) -> Result<Encoded, Error>;
 }
 

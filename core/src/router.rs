@@ -139,11 +139,19 @@ pub struct Route {
 
 impl Route {
     /// A handler of the events of a pattern.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a contract or a literal reads better at the call than a reference to it"
+    )]
     pub fn event<P, X, H: EventHandler<P, X>>(pattern: impl EventPattern<P>, handler: H) -> Self {
         Self::new(HandlerKind::Event, pattern.pattern(), handler.erase())
     }
 
     /// A handler that answers the calls of a pattern.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a contract or a literal reads better at the call than a reference to it"
+    )]
     pub fn call<P, X, H: CallHandler<P, X>>(
         pattern: impl CallPattern<P, H::Reply, H::Error>,
         handler: H,

@@ -196,7 +196,6 @@ pub struct EmitAllError {
 
 impl EmitAllError {
     /// The result of each entry, in order.
-    #[must_use]
     pub fn results(&self) -> &[Result<Receipt, Error>] {
         &self.results
     }

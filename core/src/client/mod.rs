@@ -138,6 +138,10 @@ impl Client {
 
     /// Listens to a pattern: with a group as one of its consumers, without one as a private copy that leaves nothing
     /// behind.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a contract or a literal reads better at the call than a reference to it"
+    )]
     pub fn subscribe<P: FromPayload>(&self, pattern: impl EventPattern<P>) -> Subscribe<'_, P> {
         Subscribe::new(self, pattern.pattern())
     }

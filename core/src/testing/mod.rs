@@ -100,7 +100,6 @@ impl TestApp {
     }
 
     /// The app.
-    #[must_use]
     pub fn app(&self) -> &RunningApp {
         &self.app
     }
@@ -148,18 +147,26 @@ impl TestApp {
     ///
     /// # Panics
     /// On a bad pattern, and where a payload does not read as a `P`: both are mistakes of the test.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a contract or a literal reads better at the call than a reference to it"
+    )]
     #[must_use]
     pub fn emitted<P: FromPayload>(&self, pattern: impl EventPattern<P>) -> Vec<P> {
-        decode(&self.world.recorder.all_emitted(), pattern)
+        decode(&self.world.recorder.all_emitted(), &pattern)
     }
 
     /// What was emitted to a pattern and taken by nobody, decoded, in order.
     ///
     /// # Panics
     /// As [`emitted`](Self::emitted).
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a contract or a literal reads better at the call than a reference to it"
+    )]
     #[must_use]
     pub fn unrouted<P: FromPayload>(&self, pattern: impl EventPattern<P>) -> Vec<P> {
-        decode(&self.world.recorder.all_unrouted(), pattern)
+        decode(&self.world.recorder.all_unrouted(), &pattern)
     }
 
     /// All outcomes so far, in order.
@@ -241,7 +248,7 @@ impl World {
     }
 }
 
-fn decode<P: FromPayload>(messages: &[Message], pattern: impl EventPattern<P>) -> Vec<P> {
+fn decode<P: FromPayload>(messages: &[Message], pattern: &impl EventPattern<P>) -> Vec<P> {
     let pattern = pattern.pattern().unwrap_or_else(|error| panic!("{error}"));
     let matching = messages
         .iter()
