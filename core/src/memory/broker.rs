@@ -71,7 +71,6 @@ impl MemoryBroker {
     }
 
     /// What is to be done now.
-    #[allow(dead_code, reason = "for the testing kit")]
     pub(crate) fn load(&self, now: Instant) -> Load {
         let mut load = Load {
             ready: 0,
@@ -87,20 +86,8 @@ impl MemoryBroker {
         load
     }
 
-    /// When the next delayed message is due that somebody would take.
-    #[allow(dead_code, reason = "for the testing kit")]
-    pub(crate) fn next_due(&self) -> Option<Instant> {
-        let topology = self.0.topology.read();
-        let due = |queue: &Arc<Queue>| {
-            let state = queue.lock();
-            state.is_consumed().then(|| state.next_due()).flatten()
-        };
-        topology.queues().filter_map(due).min()
-    }
-
     /// Tells of each publish, settlement and return from now on, by `notify_waiters`: make the
     /// [`Notified`](tokio::sync::futures::Notified) first, then look at [`load`](Self::load), then wait.
-    #[allow(dead_code, reason = "for the testing kit")]
     pub(crate) fn watch(&self) -> Arc<Notify> {
         self.0.shared.watched.store(true, Ordering::SeqCst);
         Arc::clone(&self.0.shared.changes)
