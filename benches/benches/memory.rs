@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const QUEUE: usize = 4096;
+const QUEUE: usize = 1024;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tick {

@@ -9,10 +9,11 @@ use std::time::Instant;
 use parking_lot::{RwLock, RwLockWriteGuard};
 use tokio::sync::Notify;
 
-use super::calls::Switchboard;
+use super::backlog::Bound;
 use super::config::MemoryConfig;
-use super::queue::{Bound, Queue};
+use super::queue::Queue;
 use super::store::{Letter, Store};
+use super::switchboard::Switchboard;
 use crate::pattern::publish_subscribe::{Guarantee, Order, Spec, Start, Stored, SubscriptionId};
 use crate::pattern::publish_subscribe::{Provision, Store as Declared};
 use crate::{Error, ErrorKind, Message, Pattern, Subject};

@@ -9,7 +9,6 @@ use std::time::Instant;
 use async_trait::async_trait;
 
 use super::publisher::too_large;
-pub(super) use super::service::Switchboard;
 use super::service::{Offered, Service, Ticket};
 use super::transport::{Connection, End, closed};
 use crate::clock::Sleep;

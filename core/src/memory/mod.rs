@@ -17,6 +17,7 @@
 //! could create a queue, `provision = "none"` is the same as `"create"`; `"verify"` fails for a group's subscription
 //! that nobody created before. Retention does not apply: what waits is bounded by number and size.
 
+mod backlog;
 mod broker;
 mod calls;
 mod config;
@@ -26,6 +27,7 @@ mod room;
 mod service;
 mod store;
 mod subscriber;
+mod switchboard;
 #[cfg(test)]
 mod tests;
 mod transport;

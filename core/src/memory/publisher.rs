@@ -9,8 +9,9 @@ use std::time::Instant;
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 
+use super::backlog::{Backlog, Wakers};
 use super::broker::{Broker, Route};
-use super::queue::{Queue, State, Wakers};
+use super::queue::Queue;
 use super::transport::{Connection, closed};
 use crate::pattern::Progress;
 use crate::pattern::publish_subscribe::{
@@ -156,7 +157,7 @@ impl Outbox {
 /// The queues of a route, locked.
 struct Open<'a> {
     route: &'a Route,
-    states: SmallVec<[MutexGuard<'a, State>; 4]>,
+    states: SmallVec<[MutexGuard<'a, Backlog>; 4]>,
     max_payload: usize,
     connection: &'a Connection,
     /// How many copies were dropped, at most once, for want of room.

@@ -1,134 +1,20 @@
-//! The services behind the patterns: the calls that wait, that run, and that are answered.
+//! The service behind a pattern: the calls that wait, that run, and that are answered.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use slab::Slab;
-use smallvec::SmallVec;
 
+use super::backlog::Wakers;
 use super::broker::Shared;
-use super::queue::Wakers;
 use super::room::Room;
 use crate::pattern::request_reply::ReceivedCall;
 use crate::pattern::{Batch, Tag};
 use crate::{Error, ErrorKind, Message, Pattern, Subject};
-
-/// How many subjects' services are remembered.
-const ROUTES: usize = 1024;
-
-/// Who serves what.
-pub(super) struct Switchboard {
-    shared: Arc<Shared>,
-    turn: AtomicUsize,
-    lines: RwLock<Lines>,
-}
-
-#[derive(Default)]
-struct Lines {
-    services: HashMap<Pattern, Arc<Service>>,
-    /// Every service that may still have calls, those that nobody serves any more included.
-    known: Vec<Weak<Service>>,
-    routes: HashMap<Subject, SmallVec<[Arc<Service>; 1]>>,
-}
-
-impl Switchboard {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            turn: AtomicUsize::new(0),
-            lines: RwLock::default(),
-        }
-    }
-
-    /// A service that answers the subject; where there are several, one after the other.
-    pub(super) fn find(&self, subject: &Subject) -> Option<Arc<Service>> {
-        let lines = self.lines.read();
-        if let Some(services) = lines.routes.get(subject) {
-            return self.choose(services);
-        }
-        drop(lines);
-        let mut lines = self.lines.write();
-        lines.learn(subject);
-        self.choose(lines.routes.get(subject)?)
-    }
-
-    fn choose(&self, services: &[Arc<Service>]) -> Option<Arc<Service>> {
-        let turn = match services.len() {
-            0 | 1 => 0,
-            several => self.turn.fetch_add(1, Ordering::Relaxed) % several,
-        };
-        services.get(turn).map(Arc::clone)
-    }
-
-    /// Adds a server to the pattern's service.
-    pub(super) fn serve(&self, pattern: &Pattern, window: usize) -> (Arc<Service>, usize) {
-        let mut lines = self.lines.write();
-        let service = match lines.services.get(pattern) {
-            Some(service) => Arc::clone(service),
-            None => {
-                let service = Arc::new(Service::new(pattern.clone(), Arc::clone(&self.shared)));
-                lines.known.retain(|known| known.strong_count() > 0);
-                lines.known.push(Arc::downgrade(&service));
-                lines.services.insert(pattern.clone(), Arc::clone(&service));
-                lines.routes.clear();
-                service
-            }
-        };
-        let server = service.join(window);
-        (service, server)
-    }
-
-    /// Stops a server from taking calls. With the last one the service is gone, and who waits for it is told.
-    pub(super) fn retire(&self, service: &Arc<Service>, server: usize) {
-        let mut lines = self.lines.write();
-        let is_last = service.end(server);
-        if is_last {
-            lines
-                .services
-                .retain(|_, found| !Arc::ptr_eq(found, service));
-            lines.routes.clear();
-        }
-        drop(lines);
-        if is_last {
-            service.turn_away();
-        }
-    }
-
-    /// Ends the calls of a client whose transport was closed.
-    pub(super) fn hang_up(&self, client: u64) {
-        for service in self.known() {
-            service.hang_up(client);
-        }
-    }
-
-    /// How many calls have no answer yet, or one that the caller has not picked up.
-    pub(super) fn pending(&self) -> usize {
-        let pending = |service: &Arc<Service>| service.state.lock().pending.len();
-        self.known().iter().map(pending).sum()
-    }
-
-    fn known(&self) -> Vec<Arc<Service>> {
-        let lines = self.lines.read();
-        lines.known.iter().filter_map(Weak::upgrade).collect()
-    }
-}
-
-impl Lines {
-    fn learn(&mut self, subject: &Subject) {
-        if self.routes.len() >= ROUTES {
-            self.routes.clear();
-        }
-        let services = self.services.iter();
-        let services = services.filter(|(pattern, _)| pattern.matches(subject));
-        let services = services.map(|(_, service)| Arc::clone(service)).collect();
-        self.routes.insert(subject.clone(), services);
-    }
-}
 
 /// The calls to one pattern, and those who serve it. As with a queue, nothing foreign runs under the lock.
 pub(super) struct Service {
@@ -192,7 +78,7 @@ pub(super) enum Offered {
 }
 
 impl Service {
-    fn new(pattern: Pattern, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(pattern: Pattern, shared: Arc<Shared>) -> Self {
         Self {
             room: Room::default(),
             pattern,
@@ -330,7 +216,13 @@ impl Service {
         drop(gone);
     }
 
-    fn join(&self, window: usize) -> usize {
+    /// How many calls have no answer yet, or one that was not picked up.
+    pub(super) fn pending(&self) -> usize {
+        self.state.lock().pending.len()
+    }
+
+    /// Adds a server.
+    pub(super) fn join(&self, window: usize) -> usize {
         let mut state = self.state.lock();
         let window = window.max(1);
         state.bound += window;
@@ -346,7 +238,7 @@ impl Service {
     }
 
     /// Stops handing calls to a server. Whether it was the last.
-    fn end(&self, server: usize) -> bool {
+    pub(super) fn end(&self, server: usize) -> bool {
         let mut state = self.state.lock();
         let Some(found) = state.servers.get_mut(server).filter(|found| !found.ended) else {
             return false;
@@ -364,7 +256,7 @@ impl Service {
     }
 
     /// Fails the calls that nobody will take any more.
-    fn turn_away(&self) {
+    pub(super) fn turn_away(&self) {
         let message = "the last server stopped before it took the call; start its handler again";
         self.fail(
             |pending| matches!(pending.progress, Stage::Asked(_)),
@@ -373,7 +265,8 @@ impl Service {
         self.room.dissolve();
     }
 
-    fn hang_up(&self, client: u64) {
+    /// Fails the calls of one client.
+    pub(super) fn hang_up(&self, client: u64) {
         self.fail(
             |pending| pending.client == client && !matches!(pending.progress, Stage::Answered(_)),
             super::transport::closed,
@@ -523,12 +416,6 @@ fn unexpected(subject: &Subject) -> Error {
     let message =
         "nobody waits for this reply; the call was answered before, or its caller gave up";
     Error::new(ErrorKind::Stale, message).with_context("subject", subject)
-}
-
-impl fmt::Debug for Switchboard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Switchboard")
-    }
 }
 
 impl fmt::Debug for Service {
