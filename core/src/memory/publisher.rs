@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::broker::{Broker, Route};
 use super::queue::{Queue, State, Wakers};
 use super::transport::{Connection, closed};
+use crate::clock::after;
 use crate::pattern::Progress;
 use crate::pattern::publish_subscribe::{
     Entry, Guarantee, PublishBatch, Published, Publisher, Receipt, SubscriptionId, Target, no_route,
@@ -40,7 +41,7 @@ impl Publisher for MemoryPublisher {
         match outbox.push(connection, &mut batch) {
             Ok(()) => Progress::Done(batch),
             Err(full) => {
-                let deadline = connection.clock.now() + batch.timeout();
+                let deadline = after(connection.clock.now(), batch.timeout());
                 let connection = Arc::clone(connection);
                 Progress::pending(outbox.wait_and_push(connection, batch, full, deadline))
             }
