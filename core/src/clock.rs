@@ -22,6 +22,14 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     fn sleep_until(&self, deadline: Instant) -> Sleep;
 }
 
+/// As far ahead as a deadline is set: a time beyond that is as good as never, and adding it to an instant may panic.
+const FOREVER: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+
+/// The instant that lies `time` after `now`; never, for a time that no instant can tell.
+pub(crate) fn after(now: Instant, time: Duration) -> Instant {
+    now + time.min(FOREVER)
+}
+
 /// A timer of a [`Clock`].
 pub struct Sleep(Pin<Box<dyn Future<Output = ()> + Send>>);
 
@@ -100,7 +108,7 @@ impl ManualClock {
 
     /// Moves the time on and wakes the timers that have ended.
     pub fn advance(&self, by: Duration) {
-        let target = self.0.lock().now + by;
+        let target = after(self.0.lock().now, by);
         self.move_to(target);
     }
 

@@ -1,0 +1,31 @@
+//! The README and the guide, compiled and run as doc tests. They lie outside of the published packages, so it is done here.
+
+#[doc = include_str!("../../README.md")]
+pub mod readme {}
+
+#[doc = include_str!("../../docs/getting-started.md")]
+pub mod getting_started {}
+
+#[doc = include_str!("../../docs/handlers-and-extractors.md")]
+pub mod handlers_and_extractors {}
+
+#[doc = include_str!("../../docs/patterns-and-subjects.md")]
+pub mod patterns_and_subjects {}
+
+#[doc = include_str!("../../docs/failures-retries-and-dead-letters.md")]
+pub mod failures_retries_and_dead_letters {}
+
+#[doc = include_str!("../../docs/configuration.md")]
+pub mod configuration {}
+
+#[doc = include_str!("../../docs/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("../../docs/beside-axum.md")]
+pub mod beside_axum {}
+
+#[doc = include_str!("../../docs/writing-an-adapter.md")]
+pub mod writing_an_adapter {}
+
+#[doc = include_str!("../../docs/coming-from-nestjs.md")]
+pub mod coming_from_nestjs {}
