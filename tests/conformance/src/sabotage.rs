@@ -25,6 +25,7 @@ struct Refused {
     publishes: Option<Pattern>,
     subscriptions: Option<Pattern>,
     capabilities: bool,
+    connected: Vec<watch::Receiver<Status>>,
 }
 
 impl Sabotage {
@@ -45,7 +46,20 @@ impl Sabotage {
 
     /// Refuses nothing any more.
     pub fn mend(&self) {
-        *self.0.lock() = Refused::default();
+        let mut refused = self.0.lock();
+        let connected = std::mem::take(&mut refused.connected);
+        *refused = Refused {
+            connected,
+            ..Refused::default()
+        };
+    }
+
+    /// How many transports were connected through it and are not closed.
+    #[must_use]
+    pub fn open_transports(&self) -> usize {
+        let refused = self.0.lock();
+        let open = |status: &&watch::Receiver<Status>| *status.borrow() != Status::Closed;
+        refused.connected.iter().filter(open).count()
     }
 
     fn refuses_publish(&self, subject: &Subject) -> bool {
@@ -114,6 +128,7 @@ impl Adapter for Switched<dyn Adapter> {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<dyn Transport>, Error> {
         let inner = self.inner.connect(config, clock).await?;
+        self.sabotage.0.lock().connected.push(inner.status());
         Ok(Arc::new(self.around(inner)))
     }
 }

@@ -415,6 +415,7 @@ pub async fn t05_a_start_that_fails_leaves_nothing_running(test: &Test) {
     let error = started.expect_err("the start fails");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert_eq!(error.context("handler"), Some("refused"));
+    assert_eq!(sabotage.open_transports(), 0, "its connection stayed open");
     let client = test.connect().await;
     // Whether the subscription itself stays on the broker is the wire's affair; nobody consumes from it.
     let _ = client
