@@ -44,7 +44,7 @@ pub fn run(harness: impl Harness, skips: impl AsRef<Path>) -> ExitCode {
     let harness: Arc<dyn Harness> = Arc::new(harness);
     let table = Skips::of(harness.as_ref());
     if !arguments.list {
-        print!("{table}");
+        println!("{table}seed: ANYWIRE_SEED={}", run_seed());
     }
     let mut trials: Vec<_> = (0..profile.repeats())
         .flat_map(|round| behaviours().map(move |behaviour| (round, behaviour)))
@@ -198,8 +198,10 @@ fn text(panic: &(dyn Any + Send)) -> String {
 /// The seed of the whole run: `ANYWIRE_SEED`, or a random one.
 fn run_seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
-    let given = || std::env::var("ANYWIRE_SEED").ok()?.parse().ok();
-    *SEED.get_or_init(|| given().unwrap_or_else(rand::random))
+    *SEED.get_or_init(|| match std::env::var("ANYWIRE_SEED") {
+        Ok(seed) => seed.parse().expect("ANYWIRE_SEED is a whole number"),
+        Err(_) => rand::random(),
+    })
 }
 
 fn seed_of(behaviour: &Behaviour) -> u64 {

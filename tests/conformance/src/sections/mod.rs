@@ -23,6 +23,7 @@ pub mod retrying;
 pub mod settlement;
 pub mod shutdown;
 pub mod subscribing;
+pub mod working;
 
 use crate::Behaviour;
 
@@ -51,6 +52,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     dead_letters::ALL,
     request_reply::ALL,
     answering::ALL,
+    working::ALL,
     handlers::ALL,
     configuration::ALL,
     observability::ALL,
@@ -88,6 +90,7 @@ mod tests {
             include_str!("settlement.rs"),
             include_str!("shutdown.rs"),
             include_str!("subscribing.rs"),
+            include_str!("working.rs"),
         ];
         let written = sources
             .iter()
