@@ -3,7 +3,7 @@
 //! It needs a [`Client`] and nothing else, so it runs in the service's own process on memory just as it does at the other
 //! end of a broker.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anywire::{
     Bytes, Client, ContentType, Error, ErrorKind, FromPayload, Message, MessageId, Raw, Result,
@@ -12,7 +12,7 @@ use anywire::{
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, Part};
@@ -78,7 +78,9 @@ pub async fn run(
             }
         }
     }
-    Ok(ledger.into_inner().close(begun.elapsed()))
+    let mut summary = ledger.into_inner().close(begun.elapsed());
+    summary.stopped = stop.is_cancelled();
+    Ok(summary)
 }
 
 /// One call before all others, to fail with one sentence instead of thousands.
