@@ -3,8 +3,9 @@
 
 use std::io::Cursor;
 
+use anywire::memory::{self, MemoryBroker};
 use anywire::testing::TestApp;
-use anywire::{App, Bytes, ContentType, Failure, Ignore, Raw, Result, Router};
+use anywire::{App, Bytes, Client, ContentType, Failure, Ignore, Raw, Result, Router};
 use anywire_examples::shop::orders::{
     CHARGE, CHARGED, Charge, Item, Order, PLACED, QUOTE, Quote, RESERVE, RESERVED, Reserve,
     Reserved, ShopError,
@@ -156,6 +157,36 @@ async fn an_undecodable_line_is_a_dead_letter_as_it_came() {
     assert_eq!(test.handled("placed"), 0);
     let dead = test.dead_letters("shop");
     assert_eq!((dead.len(), dead[0].payload()), (1, &line.0));
+}
+
+/// As `shop serve` and `shop order`, which have a broker in common and nothing else.
+#[tokio::test]
+async fn a_customer_with_a_client_of_its_own_keeps_the_same_books() {
+    let broker = MemoryBroker::new();
+    let on_broker = |app: App| app.adapter(memory::adapter_on(&broker)).url("memory://");
+    let shop = on_broker(app().unwrap()).start().await.unwrap();
+    let client = Client::connect(on_broker(App::new("customer"))).await;
+    let client = client.unwrap();
+    let mut input = String::from("no order\n");
+    for number in 0..300 {
+        let mut order = order(&format!("o-{number}"), 1 + number * 2);
+        order.customer = format!("c-{number}");
+        input.push_str(&serde_json::to_string(&order).unwrap());
+        input.push('\n');
+    }
+    let lines = lines::read(Cursor::new(input));
+    let stop = CancellationToken::new();
+    let summary = customer::run(&client, lines, &stop, |_| {}).await.unwrap();
+    client.close().await.unwrap();
+    shop.shutdown().await.unwrap();
+    assert_eq!(summary.problems(), [""; 0]);
+    assert_eq!((summary.placed, summary.undecodable), (300, 1));
+    assert!(summary.retried > 0 && !summary.dead.is_empty());
+    assert_eq!(broker.dead_letters("shop").len() as u64, dead(&summary));
+}
+
+fn dead(summary: &Summary) -> u64 {
+    summary.dead.values().sum::<u64>() + summary.undecodable
 }
 
 /// What a customer makes of a service that is not the shop.
