@@ -495,6 +495,12 @@ impl PublishBatch {
         &mut self.entries
     }
 
+    /// The outcomes that were recorded, in the order of the entries. For wrappers that look on.
+    #[must_use]
+    pub fn outcomes(&self) -> &[Published] {
+        &self.outcomes
+    }
+
     /// How long the adapter may take.
     #[must_use]
     pub fn timeout(&self) -> Duration {
