@@ -150,7 +150,10 @@ impl Codec {
     pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, Error> {
         match self {
             Self::Json => {
-                serde_json::from_slice(bytes).map_err(|error| failed("decode", "JSON", error))
+                // One look at the whole is quicker than one at each string, which is what `from_slice` does.
+                let text = std::str::from_utf8(bytes);
+                let text = text.map_err(|error| failed("decode", "JSON", error))?;
+                serde_json::from_str(text).map_err(|error| failed("decode", "JSON", error))
             }
             #[cfg(feature = "msgpack")]
             Self::Msgpack => {

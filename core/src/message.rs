@@ -92,7 +92,10 @@ impl Message {
     /// Says how the payload is encoded. `None` means the default, JSON.
     #[must_use]
     pub fn with_content_type(mut self, content_type: impl Into<Option<ContentType>>) -> Self {
-        self.fields_mut().content_type = content_type.into();
+        let content_type = content_type.into();
+        if content_type.is_some() || self.0.content_type.is_some() {
+            self.fields_mut().content_type = content_type;
+        }
         self
     }
 

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures::future::{Either, join_all, select};
+use futures::future::{BoxFuture, Either, join_all, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +28,11 @@ pub struct RunningApp {
 }
 
 /// One handler of a running app.
-#[async_trait]
 pub(crate) trait Member: Send + Sync {
     fn health(&self) -> HandlerHealth;
 
-    /// Stops pulling; what was buffered goes back.
-    async fn stop(&self) -> Result<(), Error>;
+    /// Stops pulling, now; what was buffered goes back as the future runs.
+    fn stop(&self) -> BoxFuture<'static, Result<(), Error>>;
 }
 
 impl RunningApp {
@@ -97,8 +95,10 @@ impl RunningApp {
     pub async fn shutdown(mut self) -> Result<(), Error> {
         let clock = Arc::clone(&self.client.core().clock);
         let end = clock.now() + self.grace;
+        // Nobody pulls any more before waiting handlers are told: what they give back would come straight to them again.
+        let stops: Vec<_> = self.members.iter().map(|member| member.stop()).collect();
         self.stopping.cancel();
-        for stopped in join_all(self.members.iter().map(|member| member.stop())).await {
+        for stopped in join_all(stops).await {
             if let Err(error) = stopped {
                 tracing::warn!(%error, "a subscription could not be stopped");
             }
@@ -159,7 +159,6 @@ impl fmt::Debug for RunningApp {
     }
 }
 
-#[async_trait]
 impl Member for Arc<Crew<EventWork>> {
     fn health(&self) -> HandlerHealth {
         HandlerHealth {
@@ -169,15 +168,17 @@ impl Member for Arc<Crew<EventWork>> {
         }
     }
 
-    async fn stop(&self) -> Result<(), Error> {
-        match Crew::stop(self) {
-            Some(mut source) => source.stop().await,
-            None => Ok(()),
-        }
+    fn stop(&self) -> BoxFuture<'static, Result<(), Error>> {
+        let source = Crew::stop(self);
+        Box::pin(async move {
+            match source {
+                Some(mut source) => source.stop().await,
+                None => Ok(()),
+            }
+        })
     }
 }
 
-#[async_trait]
 impl Member for Arc<Crew<CallWork>> {
     fn health(&self) -> HandlerHealth {
         HandlerHealth {
@@ -187,10 +188,13 @@ impl Member for Arc<Crew<CallWork>> {
         }
     }
 
-    async fn stop(&self) -> Result<(), Error> {
-        match Crew::stop(self) {
-            Some(mut source) => source.stop().await,
-            None => Ok(()),
-        }
+    fn stop(&self) -> BoxFuture<'static, Result<(), Error>> {
+        let source = Crew::stop(self);
+        Box::pin(async move {
+            match source {
+                Some(mut source) => source.stop().await,
+                None => Ok(()),
+            }
+        })
     }
 }

@@ -172,6 +172,11 @@ impl Backlog {
         }
     }
 
+    /// Whether a consumer is parked.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.parked > 0
+    }
+
     /// How many messages wait: those that are not out.
     pub(super) fn waiting(&self) -> usize {
         self.slots.len() - self.out

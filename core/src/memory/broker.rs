@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{RwLock, RwLockWriteGuard};
+use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
 use super::backlog::Bound;
@@ -70,7 +71,6 @@ impl MemoryBroker {
     }
 
     /// What is to be done now.
-    #[allow(dead_code, reason = "for the testing kit")]
     pub(crate) fn load(&self, now: Instant) -> Load {
         let mut load = Load {
             ready: 0,
@@ -86,20 +86,8 @@ impl MemoryBroker {
         load
     }
 
-    /// When the next delayed message is due that somebody would take.
-    #[allow(dead_code, reason = "for the testing kit")]
-    pub(crate) fn next_due(&self) -> Option<Instant> {
-        let topology = self.0.topology.read();
-        let due = |queue: &Arc<Queue>| {
-            let state = queue.lock();
-            state.is_consumed().then(|| state.next_due()).flatten()
-        };
-        topology.queues().filter_map(due).min()
-    }
-
     /// Tells of each publish, settlement and return from now on, by `notify_waiters`: make the
     /// [`Notified`](tokio::sync::futures::Notified) first, then look at [`load`](Self::load), then wait.
-    #[allow(dead_code, reason = "for the testing kit")]
     pub(crate) fn watch(&self) -> Arc<Notify> {
         self.0.shared.watched.store(true, Ordering::SeqCst);
         Arc::clone(&self.0.shared.changes)
@@ -150,7 +138,8 @@ struct Topology {
     groups: HashMap<SubscriptionId, Arc<Queue>>,
     broadcasts: Vec<Arc<Queue>>,
     stores: HashMap<Pattern, Arc<Store>>,
-    routes: HashMap<Subject, Route>,
+    /// Looked up for each publish, and bounded, so the hash is a fast one.
+    routes: FxHashMap<Subject, Route>,
 }
 
 /// Who takes the messages of one subject.
@@ -162,6 +151,16 @@ pub(super) struct Route {
     pub(super) letters: Option<Arc<Store>>,
     /// The stores for what no group takes yet; none where a group does.
     pub(super) stores: Vec<Arc<Store>>,
+}
+
+impl Route {
+    /// The queue, where there is one and nothing else.
+    pub(super) fn only_queue(&self) -> Option<&Arc<Queue>> {
+        match &self.queues[..] {
+            [queue] if self.letters.is_none() && self.stores.is_empty() => Some(queue),
+            _ => None,
+        }
+    }
 }
 
 impl Default for Broker {
@@ -206,6 +205,15 @@ impl Broker {
             Some(route) => work(route),
             None => work(&Route::default()),
         }
+    }
+
+    /// As [`with_route`](Self::with_route), where the route is remembered already.
+    pub(super) fn with_known_route<R>(
+        &self,
+        subject: &Subject,
+        work: impl FnOnce(&Route) -> R,
+    ) -> Option<R> {
+        self.topology.read().routes.get(subject).map(work)
     }
 
     /// The queue of a group's subscription.

@@ -36,9 +36,6 @@ pub use broker::MemoryBroker;
 pub use config::MemoryConfig;
 pub use transport::MemoryAdapter;
 
-#[allow(unused_imports, reason = "for the testing kit")]
-pub(crate) use broker::Load;
-
 /// The scheme of the URL, and the name of the configuration section.
 pub const SCHEME: &str = "memory";
 

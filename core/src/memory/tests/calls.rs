@@ -250,3 +250,15 @@ async fn an_oversized_request_or_reply_is_refused_and_the_call_can_still_be_answ
     reply(&replier, taken[0].tag, "re").unwrap();
     assert_eq!(call.wait().await.unwrap().payload(), "re");
 }
+
+#[tokio::test]
+async fn a_caller_that_gives_up_frees_its_place_in_the_window() {
+    let rig = Rig::new().await;
+    let mut incoming = rig.serve("shop.quote", 1).await;
+    let first = rig.call("shop.quote", "1");
+    assert_eq!(take_calls(&mut *incoming, 9).await.len(), 1);
+    let _second = rig.call("shop.quote", "2");
+    assert_eq!(take_calls(&mut *incoming, 9).await.len(), 0);
+    drop(first);
+    assert_eq!(take_calls(&mut *incoming, 9).await.len(), 1);
+}

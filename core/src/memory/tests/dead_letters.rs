@@ -114,3 +114,20 @@ async fn a_settled_message_drops_its_guard_and_a_guard_may_ask_the_broker() {
     settle(&incoming.settler(), tag, Settlement::Ack).unwrap();
     assert_eq!(watched.strong_count(), 0);
 }
+
+#[tokio::test]
+async fn a_letter_that_waits_for_a_full_desk_is_not_kept_yet() {
+    let rig = Rig::with(MemoryConfig::default().with_dead_letters(1)).await;
+    declare(&rig, Provision::Create).await.unwrap();
+    let mut quick = rig.open(spec("quick", "anywire.dead.g")).await;
+    let mut slow = rig.open(spec("slow", "anywire.dead.g")).await;
+    rig.emit("anywire.dead.g", "1");
+    let first = take_one(&mut *quick).await;
+    ack(&quick.settler(), &first);
+    let waiting = rig.start([entry("anywire.dead.g", "2")]);
+    assert!(matches!(waiting, Progress::Pending(_)));
+    assert_eq!(kept(&rig), 0);
+    take_one(&mut *slow).await;
+    waiting.wait().await;
+    assert_eq!(kept(&rig), 1);
+}

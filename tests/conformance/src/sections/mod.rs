@@ -6,6 +6,7 @@ pub mod answering;
 pub mod backpressure;
 pub mod basic;
 pub mod batches;
+pub mod configuration;
 pub mod dead_letters;
 pub mod draining;
 pub mod faults;
@@ -13,6 +14,7 @@ pub mod fidelity;
 pub mod groups;
 pub mod handlers;
 pub mod lifecycle;
+pub mod observability;
 pub mod ordering;
 pub mod publishing;
 pub mod redelivery;
@@ -48,6 +50,8 @@ const SECTIONS: &[&[Behaviour]] = &[
     request_reply::ALL,
     answering::ALL,
     handlers::ALL,
+    configuration::ALL,
+    observability::ALL,
 ];
 
 #[cfg(test)]
@@ -65,6 +69,7 @@ mod tests {
             include_str!("backpressure.rs"),
             include_str!("basic.rs"),
             include_str!("batches.rs"),
+            include_str!("configuration.rs"),
             include_str!("dead_letters.rs"),
             include_str!("draining.rs"),
             include_str!("faults.rs"),
@@ -72,6 +77,7 @@ mod tests {
             include_str!("groups.rs"),
             include_str!("handlers.rs"),
             include_str!("lifecycle.rs"),
+            include_str!("observability.rs"),
             include_str!("ordering.rs"),
             include_str!("publishing.rs"),
             include_str!("redelivery.rs"),

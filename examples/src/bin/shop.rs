@@ -1,0 +1,194 @@
+//! A shop that takes orders, and a customer who places them: the first program to read, and to run.
+//!
+//! ```text
+//! shop                      service and customer in one process, on memory, with the sample orders
+//! shop serve                the service alone, for a broker
+//! shop order                the customer alone, for a broker
+//! --orders FILE             read the orders from FILE, one JSON object per line; `-` is standard input
+//! ```
+//!
+//! It ends with status 0 if every line is accounted for, 1 if not, and 2 if it could not run.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anywire::{App, Client, Config, Error, Result};
+use anywire_examples::shop::summary::Summary;
+use anywire_examples::shop::{app, customer, lines};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+const USAGE: &str = "usage: shop [serve | order] [--orders FILE]";
+
+/// Where nothing else is configured. A file of nothing but bad lines makes many dead letters; they have room.
+const ON_MEMORY: &str = "
+    url = 'memory://'
+    [transports.main.memory]
+    dead_letters = 10_000_000
+";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("shop: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// To standard error, as `RUST_LOG` says. A customer's summary counts the dead letters, so a line for each of them is
+/// shown by the service alone.
+fn start_log(mode: Mode) {
+    let quiet = || {
+        let filter = Targets::new().with_default(LevelFilter::WARN);
+        match mode {
+            Mode::Serve => filter,
+            Mode::Both | Mode::Order => filter.with_target("anywire::engine", LevelFilter::OFF),
+        }
+    };
+    let chosen = std::env::var("RUST_LOG").ok();
+    let filter = chosen.and_then(|filter| filter.parse().ok());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(filter.unwrap_or_else(quiet))
+        .init();
+}
+
+async fn run() -> Result<ExitCode> {
+    let Some(arguments) = Arguments::read(std::env::args().skip(1))? else {
+        println!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    start_log(arguments.mode);
+    match arguments.mode {
+        Mode::Both => both(&arguments).await,
+        Mode::Serve => {
+            must_have_a_broker()?;
+            app()?.run().await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Mode::Order => {
+            must_have_a_broker()?;
+            let client = Client::connect(App::new("customer")).await?;
+            let ended = order(&client, &arguments).await;
+            client.close().await?;
+            ended
+        }
+    }
+}
+
+/// The service beside something else: started, used and shut down by hand.
+async fn both(arguments: &Arguments) -> Result<ExitCode> {
+    let memory = Config::from_toml(ON_MEMORY)?;
+    let config = anywire::config::Loader::of_process()?.base(memory).load()?;
+    let shop = app()?.config(config).start().await?;
+    let ended = order(&shop.client(), arguments).await;
+    shop.shutdown().await?;
+    ended
+}
+
+async fn order(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
+    let lines = match &arguments.orders {
+        None => lines::sample(),
+        Some(path) => lines::open(path)
+            .map_err(|error| Error::config(format!("cannot read {path}: {error}")))?,
+    };
+    let stop = CancellationToken::new();
+    let signals = tokio::spawn(stop_on_signal(stop.clone()));
+    let summary = customer::run(client, lines, &stop, show_progress()).await;
+    signals.abort();
+    let mut summary = summary?;
+    if stop.is_cancelled() {
+        summary.cut.get_or_insert("stopped by a signal".to_owned());
+    }
+    println!("{summary}");
+    let accounted_for = summary.problems().is_empty();
+    Ok(ExitCode::from(u8::from(!accounted_for)))
+}
+
+/// Two processes cannot share a memory.
+fn must_have_a_broker() -> Result<()> {
+    let config = Config::load()?;
+    let address = config.address(config.events_transport());
+    if address.is_none_or(|address| address.starts_with("memory:")) {
+        let message =
+            "two processes cannot share memory; set ANYWIRE_URL to a broker, or run `shop` alone";
+        return Err(Error::config(message).into());
+    }
+    Ok(())
+}
+
+/// The first signal stops the reading; a second one exits at once.
+async fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
+    wait_for_signal().await?;
+    stop.cancel();
+    wait_for_signal().await?;
+    std::process::exit(130);
+}
+
+#[cfg(unix)]
+async fn wait_for_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        ended = tokio::signal::ctrl_c() => ended,
+    }
+}
+
+#[cfg(not(unix))]
+async fn wait_for_signal() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
+
+/// On a terminal, one line that is written over and over.
+fn show_progress() -> impl Fn(&Summary) {
+    let terminal = std::io::stderr().is_terminal();
+    move |summary| {
+        if terminal {
+            let (read, placed, done) = (summary.read, summary.placed, summary.fulfilled);
+            let dead = summary.dead.values().sum::<u64>();
+            eprint!("\r{read} read, {placed} placed, {done} done, {dead} dead-lettered ");
+            let _ = std::io::stderr().flush();
+        }
+    }
+}
+
+struct Arguments {
+    mode: Mode,
+    orders: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Both,
+    Serve,
+    Order,
+}
+
+impl Arguments {
+    /// `None`: help is wanted.
+    fn read(mut words: impl Iterator<Item = String>) -> Result<Option<Self>> {
+        let (mut mode, mut orders) = (Mode::Both, None);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "serve" => mode = Mode::Serve,
+                "order" => mode = Mode::Order,
+                "-h" | "--help" => return Ok(None),
+                "--orders" => {
+                    let missing = || Error::config(format!("--orders needs a file; {USAGE}"));
+                    orders = Some(words.next().ok_or_else(missing)?);
+                }
+                _ => {
+                    return Err(Error::config(format!("what is `{word}`? {USAGE}")).into());
+                }
+            }
+        }
+        Ok(Some(Self { mode, orders }))
+    }
+}

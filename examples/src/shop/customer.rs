@@ -1,0 +1,353 @@
+//! The customer: asks for a quote, places the order, and listens for what becomes of it.
+//!
+//! It needs a [`Client`] and nothing else, so it runs in the service's own process on memory just as it does at the other
+//! end of a broker.
+
+use std::time::{Duration, Instant};
+
+use anywire::{
+    Bytes, Client, ContentType, Error, ErrorKind, FromPayload, Message, MessageId, Raw, Result,
+    Subject, Subscription,
+};
+use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::ledger::{Ledger, Part};
+use super::lines::{Line, Lines};
+use super::orders::{CHARGED, Charged, Item, Order, PLACED, QUOTE, RESERVED, Reserved};
+use super::summary::Summary;
+
+/// How many quotes are asked for at once.
+const QUOTES: usize = 64;
+/// How many deliveries are taken at once from what the service tells.
+const WINDOW: usize = 256;
+/// How long nothing may be heard of what was placed before the rest is taken for lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the progress is shown.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Places the orders in `lines` and waits until each of them has ended. When `stop` fires it reads no more, and waits for
+/// what it has placed.
+///
+/// # Errors
+/// Where the shop cannot be reached. What goes wrong with single orders is in the summary.
+pub async fn run(
+    client: &Client,
+    lines: Lines,
+    stop: &CancellationToken,
+    progress: impl Fn(&Summary),
+) -> Result<Summary> {
+    // First listen, then speak: what is told before somebody listens is not heard.
+    let news = News::listen(client).await?;
+    ask_for_the_shop(client).await?;
+
+    let begun = Instant::now();
+    let ledger = Mutex::new(Ledger::default());
+    {
+        let mut placing = std::pin::pin!(place_all(client, lines, stop, &ledger));
+        let mut following = std::pin::pin!(news.follow(&ledger));
+        let mut watch = Watch::new();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut all_sent = false;
+        loop {
+            // Both go on at the same time: were nobody listening while we wait for room in the shop's queue, the shop
+            // would soon wait for room in ours.
+            tokio::select! {
+                () = &mut placing, if !all_sent => {
+                    all_sent = true;
+                    ledger.lock().all_sent();
+                    if ledger.lock().is_over() {
+                        break;
+                    }
+                }
+                ended = &mut following => {
+                    ended?;
+                    break;
+                }
+                _ = ticks.tick() => {
+                    let ledger = ledger.lock();
+                    progress(ledger.summary());
+                    if watch.has_seen_nothing_since(ledger.told(), PATIENCE) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    Ok(ledger.into_inner().close(begun.elapsed()))
+}
+
+/// One call before all others, to fail with one sentence instead of thousands.
+async fn ask_for_the_shop(client: &Client) -> Result<()> {
+    let item = Item {
+        item: "teapot".to_owned(),
+        quantity: 1,
+    };
+    match client.request(QUOTE, &item).await {
+        Err(error) if error.kind() == ErrorKind::NoRoute => Err(Error::new(
+            ErrorKind::NoRoute,
+            "no shop answers; start one with `shop serve`",
+        )
+        .with_source(error)
+        .into()),
+        answer => answer.map(drop).map_err(Into::into),
+    }
+}
+
+async fn place_all(
+    client: &Client,
+    mut lines: Lines,
+    stop: &CancellationToken,
+    ledger: &Mutex<Ledger>,
+) {
+    let lines = stream::poll_fn(move |cx| lines.poll_recv(cx)).take_until(stop.cancelled());
+    let lines = lines.filter_map(|line| async {
+        line.map_err(|error| ledger.lock().cut(&error.to_string()))
+            .ok()
+    });
+    let mut quoted = std::pin::pin!(quote_all(client, lines, ledger));
+    // Quotes are asked for many at a time, but come out in the order of the lines, so that the orders of one customer are
+    // placed in the order in which they stand.
+    while let Some(line) = quoted.next().await {
+        match line {
+            Quoted::Order(order) => place(client, &order, ledger).await,
+            Quoted::Undecodable(line) => send_as_it_came(client, line, ledger).await,
+            Quoted::Nothing => {}
+        }
+    }
+}
+
+/// What is to be done with a line.
+enum Quoted {
+    Order(Order),
+    Undecodable(Bytes),
+    Nothing,
+}
+
+fn quote_all<'a>(
+    client: &'a Client,
+    lines: impl Stream<Item = Line> + 'a,
+    ledger: &'a Mutex<Ledger>,
+) -> impl Stream<Item = Quoted> + 'a {
+    lines
+        .map(move |line| quote(client, line, ledger))
+        .buffered(QUOTES)
+}
+
+async fn quote(client: &Client, line: Line, ledger: &Mutex<Ledger>) -> Quoted {
+    ledger.lock().read();
+    let Line::Text(line) = line else {
+        ledger.lock().too_long();
+        return Quoted::Nothing;
+    };
+    if line.trim_ascii().is_empty() {
+        ledger.lock().blank();
+        return Quoted::Nothing;
+    }
+    let Ok(order) = serde_json::from_slice::<Order>(&line) else {
+        return Quoted::Undecodable(line);
+    };
+    let asked = Instant::now();
+    let answer = client.request(QUOTE, &order.item()).await;
+    let mut ledger = ledger.lock();
+    ledger.quoted(asked.elapsed());
+    match answer {
+        Ok(_) => return Quoted::Order(order),
+        // The code is what to branch on; `error.remote_as::<ShopError>()` is the whole error.
+        Err(error) => match error.as_remote() {
+            Some(remote) => ledger.refused(remote.code()),
+            None => ledger.unsent(&reason(&error)),
+        },
+    }
+    Quoted::Nothing
+}
+
+async fn place(client: &Client, order: &Order, ledger: &Mutex<Ledger>) {
+    // The books come first: the end of an order may be told before its emit returns.
+    if !ledger.lock().place(&order.id) {
+        return;
+    }
+    let subject = PLACED.with("region", &order.region);
+    let emitted = client
+        .emit(subject, order)
+        .key(order.customer.clone())
+        .await;
+    if let Some(error) = not_sent(emitted) {
+        ledger.lock().not_placed(&order.id, &reason(&error));
+    }
+}
+
+/// A line that we cannot read may be one that the shop can, so we do not judge it. Where it cannot either, the line is in
+/// its dead letters, for somebody to look at, under the id that we give it here.
+async fn send_as_it_came(client: &Client, line: Bytes, ledger: &Mutex<Ledger>) {
+    let id = MessageId::random();
+    let name = id.to_string();
+    ledger.lock().send_undecodable(&name);
+    // The contract says that an order is sent here, and this is none: the subject as text takes any payload.
+    let emit = client.emit("shop.unknown.placed", &Raw(line)).id(id);
+    let emitted = emit.content_type(ContentType::JSON).await;
+    if let Some(error) = not_sent(emitted) {
+        ledger.lock().not_sent(&name, &reason(&error));
+    }
+}
+
+/// The error of an emit that did surely not happen.
+fn not_sent<T>(emitted: Result<T, Error>) -> Option<Error> {
+    let error = emitted.err()?;
+    (error.kind() != ErrorKind::OutcomeUnknown).then_some(error)
+}
+
+fn reason(error: &Error) -> String {
+    format!("{:?}", error.kind())
+}
+
+/// What the service tells of our orders: private copies of its events and of its dead letters. They leave nothing behind
+/// in a broker, and take nothing from anybody.
+struct News {
+    charged: Subscription<Charged>,
+    reserved: Subscription<Reserved>,
+    dead: Subscription<Message>,
+}
+
+impl News {
+    async fn listen(client: &Client) -> Result<Self, Error> {
+        let dead = Subject::dead_letters("shop").to_string();
+        Ok(Self {
+            charged: client.subscribe(CHARGED).window(WINDOW).await?,
+            reserved: client.subscribe(RESERVED).window(WINDOW).await?,
+            dead: client.subscribe(&dead).window(WINDOW).await?,
+        })
+    }
+
+    /// Keeps the books until all orders have ended.
+    async fn follow(mut self, ledger: &Mutex<Ledger>) -> Result<(), Error> {
+        while !ledger.lock().is_over() {
+            tokio::select! {
+                Some(charged) = self.charged.next() => {
+                    if let Some(charged) = settle(charged).await? {
+                        ledger.lock().done(&charged.order, Part::Charge, charged.attempts);
+                    }
+                }
+                Some(reserved) = self.reserved.next() => {
+                    if let Some(reserved) = settle(reserved).await? {
+                        ledger.lock().done(&reserved.order, Part::Reserve, 1);
+                    }
+                }
+                Some(letter) = self.dead.next() => {
+                    if let Some(letter) = settle(letter).await? {
+                        bury(&letter, &mut ledger.lock());
+                    }
+                }
+                else => return Err(Error::new(ErrorKind::Closed, "the shop's news have ended")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Acknowledges a delivery and gives its payload. One that cannot be read, and a connection that is lost for a while, are
+/// no reason to stop listening.
+async fn settle<P: FromPayload>(
+    delivery: Result<anywire::Delivery<P>, Error>,
+) -> Result<Option<P>, Error> {
+    match delivery {
+        Ok(delivery) => match delivery.take().await {
+            Ok(payload) => Ok(Some(payload)),
+            Err(error) if error.kind() == ErrorKind::Stale => Ok(None),
+            Err(error) => Err(error),
+        },
+        Err(error) if error.is_retryable() || error.kind() == ErrorKind::Codec => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a dead letter into the books. Its trail tells which handler failed it, how often, and with what.
+fn bury(letter: &Message, ledger: &mut Ledger) {
+    /// All that is sent about an order names it.
+    #[derive(Deserialize)]
+    struct About {
+        #[serde(alias = "id")]
+        order: String,
+    }
+
+    let Some(trail) = letter.trail() else {
+        return;
+    };
+    let reason = trail.error.as_deref().unwrap_or("no reason given");
+    if let Some(id) = letter.id()
+        && ledger.dead_undecodable(&id.to_string(), kind_of_defect(reason))
+    {
+        return;
+    }
+    let Ok(about) = About::from_payload(letter) else {
+        return;
+    };
+    let mut dead = |part| ledger.dead(&about.order, part, trail.attempt, reason);
+    match trail.handler.as_deref() {
+        Some("charge") => dead(Part::Charge),
+        Some("reserve") => dead(Part::Reserve),
+        // It did not come so far that others could end it.
+        _ => {
+            dead(Part::Charge);
+            dead(Part::Reserve);
+        }
+    }
+}
+
+/// `the payload cannot be read from JSON: missing field `item` at line 1 column 9`, without what differs in each line.
+fn kind_of_defect(reason: &str) -> &str {
+    let reason = reason.split_once("JSON: ").map_or(reason, |(_, rest)| rest);
+    let reason = reason.split(" at line ").next().unwrap_or(reason);
+    reason.split(": ").next().unwrap_or(reason)
+}
+
+/// Sees that something goes on.
+struct Watch {
+    told: Option<u64>,
+    since: Instant,
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self {
+            told: None,
+            since: Instant::now(),
+        }
+    }
+
+    /// `None` is a time when there is nothing to wait for.
+    fn has_seen_nothing_since(&mut self, told: Option<u64>, patience: Duration) -> bool {
+        if told.is_none() || told != self.told {
+            *self = Self {
+                told,
+                since: Instant::now(),
+            };
+        }
+        self.since.elapsed() >= patience
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defects_of_one_kind_are_counted_together() {
+        let of = |text: &str| {
+            kind_of_defect(&format!("the payload cannot be read from JSON: {text}")).to_owned()
+        };
+        assert_eq!(
+            of("missing field `item` at line 1 column 40"),
+            "missing field `item`"
+        );
+        assert_eq!(
+            of("invalid type: string \"two\", expected i64 at line 1 column 2"),
+            "invalid type"
+        );
+        assert_eq!(kind_of_defect("anything else"), "anything else");
+    }
+}
