@@ -215,6 +215,17 @@ impl fmt::Debug for EmitAll<'_> {
 }
 
 /// Some of many events were not published. Holds the result of each, in order.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anywire::Result<()> {
+/// # let app = anywire::App::new("shop").start().await?;
+/// # let client = app.client();
+/// let error = client.emit_all("nobody.listens", &[1, 2]).await.unwrap_err();
+/// assert_eq!(error.results().iter().filter(|result| result.is_err()).count(), 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct EmitAllError {
     results: Vec<Result<Receipt, Error>>,
 }
