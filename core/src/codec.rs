@@ -187,7 +187,6 @@ fn unreadable_json(error: serde_json::Error) -> Error {
     Error::new(ErrorKind::Codec, text).with_source(error)
 }
 
-#[cfg(any(feature = "msgpack", feature = "cbor"))]
 fn unreadable(format: &str, error: impl StdError + Send + Sync + 'static) -> Error {
     let text = error.to_string();
     let text = match is_of_the_type(&text) {
