@@ -22,6 +22,14 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     fn sleep_until(&self, deadline: Instant) -> Sleep;
 }
 
+/// As far ahead as a deadline is set: a time beyond that is as good as never, and adding it to an instant may panic.
+const FOREVER: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+
+/// The instant that lies `time` after `now`; never, for a time that no instant can tell.
+pub(crate) fn after(now: Instant, time: Duration) -> Instant {
+    now + time.min(FOREVER)
+}
+
 /// A timer of a [`Clock`].
 pub struct Sleep(Pin<Box<dyn Future<Output = ()> + Send>>);
 
@@ -52,7 +60,8 @@ pub struct TokioClock;
 
 impl Clock for TokioClock {
     fn now(&self) -> Instant {
-        Instant::now()
+        // Not the operating system's: a test may have paused tokio's time, and timers run on that.
+        tokio::time::Instant::now().into_std()
     }
 
     fn wall(&self) -> SystemTime {
@@ -100,7 +109,7 @@ impl ManualClock {
 
     /// Moves the time on and wakes the timers that have ended.
     pub fn advance(&self, by: Duration) {
-        let target = self.0.lock().now + by;
+        let target = after(self.0.lock().now, by);
         self.move_to(target);
     }
 
@@ -210,6 +219,18 @@ mod tests {
         assert!(clock.advance_to_next());
         timer.await.unwrap();
         assert_eq!(clock.now(), start + Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_default_clock_agrees_with_its_timers_when_time_is_paused() {
+        let start = TokioClock.now();
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert_eq!(TokioClock.now() - start, Duration::from_secs(30));
+        let deadline = TokioClock.now() + Duration::from_secs(5);
+        let mut timer = TokioClock.sleep_until(deadline);
+        assert!(futures::poll!(&mut timer).is_pending());
+        timer.await;
+        assert!(TokioClock.now() >= deadline);
     }
 
     #[tokio::test]

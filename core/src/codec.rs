@@ -1,8 +1,10 @@
 //! How payloads become bytes. The content type on the wire decides how a payload is read.
 
+use std::error::Error as StdError;
 use std::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::error::Category;
 use smol_str::SmolStr;
 
 use crate::{Error, ErrorKind};
@@ -132,14 +134,16 @@ impl Codec {
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         match self {
-            Self::Json => serde_json::to_writer(buffer, value)
-                .map_err(|error| failed("encode", "JSON", error)),
+            Self::Json => {
+                serde_json::to_writer(buffer, value).map_err(|error| unwritable("JSON", error))
+            }
             #[cfg(feature = "msgpack")]
             Self::Msgpack => rmp_serde::encode::write_named(buffer, value)
-                .map_err(|error| failed("encode", "MessagePack", error)),
+                .map_err(|error| unwritable("MessagePack", error)),
             #[cfg(feature = "cbor")]
-            Self::Cbor => ciborium::into_writer(value, buffer)
-                .map_err(|error| failed("encode", "CBOR", error)),
+            Self::Cbor => {
+                ciborium::into_writer(value, buffer).map_err(|error| unwritable("CBOR", error))
+            }
         }
     }
 
@@ -151,37 +155,51 @@ impl Codec {
         match self {
             Self::Json => {
                 // One look at the whole is quicker than one at each string, which is what `from_slice` does.
-                let text = std::str::from_utf8(bytes);
-                let text = text.map_err(|error| failed("decode", "JSON", error))?;
-                serde_json::from_str(text).map_err(|error| failed("decode", "JSON", error))
+                let text = std::str::from_utf8(bytes).map_err(|error| unreadable("JSON", error))?;
+                serde_json::from_str(text).map_err(unreadable_json)
             }
             #[cfg(feature = "msgpack")]
             Self::Msgpack => {
-                rmp_serde::from_slice(bytes).map_err(|error| failed("decode", "MessagePack", error))
+                rmp_serde::from_slice(bytes).map_err(|error| unreadable("MessagePack", error))
             }
             #[cfg(feature = "cbor")]
-            Self::Cbor => {
-                ciborium::from_reader(bytes).map_err(|error| failed("decode", "CBOR", error))
-            }
+            Self::Cbor => ciborium::from_reader(bytes).map_err(|error| unreadable("CBOR", error)),
         }
     }
 }
 
-fn failed(
-    what: &str,
-    format: &str,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> Error {
-    let into = if what == "encode" {
-        "written as"
-    } else {
-        "read from"
+fn unwritable(format: &str, error: impl StdError + Send + Sync + 'static) -> Error {
+    let text = format!("the payload cannot be written as {format}: {error}");
+    Error::new(ErrorKind::Codec, text).with_source(error)
+}
+
+/// JSON's own errors name the place, and quote the payload only where a value is of another type.
+fn unreadable_json(error: serde_json::Error) -> Error {
+    let text = error.to_string();
+    let (line, column) = (error.line(), error.column());
+    let text = match error.classify() {
+        Category::Data if !is_of_the_type(&text) => {
+            format!("a value does not fit the type at line {line} column {column}")
+        }
+        _ => text,
     };
-    Error::new(
-        ErrorKind::Codec,
-        format!("the payload cannot be {into} {format}: {error}"),
-    )
-    .with_source(error)
+    let text = format!("the payload cannot be read from JSON: {text}");
+    Error::new(ErrorKind::Codec, text).with_source(error)
+}
+
+fn unreadable(format: &str, error: impl StdError + Send + Sync + 'static) -> Error {
+    let text = error.to_string();
+    let text = match is_of_the_type(&text) {
+        true => format!("the payload cannot be read from {format}: {text}"),
+        false => format!("the payload cannot be read from {format}"),
+    };
+    Error::new(ErrorKind::Codec, text).with_source(error)
+}
+
+/// Whether serde's text tells of the type alone: a text that quotes the payload must not reach a log, and is left to the
+/// error's source.
+fn is_of_the_type(text: &str) -> bool {
+    text.starts_with("missing field") || text.starts_with("duplicate field")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What a handler may know about its delivery.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -9,7 +9,7 @@ use crate::client::{Cause, Client, ClientCore};
 use crate::extract::StateMap;
 use crate::pattern::publish_subscribe::Native;
 use crate::router::HandlerInfo;
-use crate::{Headers, Key, Message, MessageId, Subject};
+use crate::{Codec, Headers, Key, Message, MessageId, Subject};
 
 /// A delivery as its handler and its layers see it: the message, where it came from, and which attempt this is.
 ///
@@ -24,14 +24,25 @@ use crate::{Headers, Key, Message, MessageId, Subject};
 /// }
 /// # let _ = anywire::Router::new().on_event("shop.placed", placed);
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Context {
     pub(crate) message: Message,
     pub(crate) scope: Arc<Scope>,
     pub(crate) failed: u32,
+    /// When the first attempt failed that failed here.
+    pub(crate) first_failed: Option<SystemTime>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) native: Option<Native>,
-    pub(crate) cancelled: OnceLock<CancellationToken>,
+    /// What the copies that handlers and layers hold share with the engine's own; not made for handlers that take none.
+    shared: OnceLock<Arc<Shared>>,
+}
+
+/// What all copies of a context share.
+#[derive(Debug, Default)]
+struct Shared {
+    cancelled: OnceLock<CancellationToken>,
+    /// Of this attempt: the next one counts its emits anew.
+    cause: OnceLock<Arc<Cause>>,
 }
 
 /// What all deliveries of one handler share.
@@ -40,6 +51,8 @@ pub(crate) struct Scope {
     pub(crate) info: Arc<HandlerInfo>,
     pub(crate) client: Arc<ClientCore>,
     pub(crate) states: Arc<StateMap>,
+    /// How replies, and what the handler's client sends, are encoded.
+    pub(crate) codec: Codec,
     /// Fires when the grace of a shutdown has passed.
     pub(crate) abandoned: CancellationToken,
 }
@@ -53,7 +66,8 @@ impl Context {
             failed,
             deadline: None,
             native: None,
-            cancelled: OnceLock::new(),
+            first_failed: None,
+            shared: OnceLock::new(),
         }
     }
 
@@ -90,7 +104,7 @@ impl Context {
     /// Which attempt this is, from 1.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.failed + 1
+        self.failed.saturating_add(1)
     }
 
     /// The capture `name`, its escapes read back.
@@ -121,15 +135,19 @@ impl Context {
     /// Fires when the message is settled, and when the grace of a shutdown has passed; not when a shutdown begins.
     #[must_use]
     pub fn cancellation(&self) -> CancellationToken {
-        self.cancelled
-            .get_or_init(|| self.scope.abandoned.child_token())
-            .clone()
+        self.token(self.shared()).clone()
     }
 
     /// A client whose messages descend from this one: they carry its trace, and a redelivery emits the same ids.
+    ///
+    /// All clients of one attempt count together, so that equal messages get different ids whichever of them emits them.
     #[must_use]
     pub fn client(&self) -> Client {
-        Client::caused(&self.scope.client, Cause::new(self))
+        let cause = self
+            .shared()
+            .cause
+            .get_or_init(|| Arc::new(Cause::new(self)));
+        Client::caused(&self.scope.client, Arc::clone(cause))
     }
 
     /// A value that was given to [`App::state`](crate::App::state).
@@ -146,15 +164,50 @@ impl Context {
             .nth(index)
     }
 
-    /// The copy that a handler gets: its token is made now, so that settling reaches it.
-    pub(crate) fn for_handler(&self) -> Self {
-        let _ = self.cancellation();
-        self.clone()
+    pub(crate) fn settled(&self) {
+        // Who shares nothing with us cannot ask for the token any more.
+        if let Some(shared) = self.shared.get()
+            && (Arc::strong_count(shared) > 1 || shared.cancelled.get().is_some())
+        {
+            self.token(shared).cancel();
+        }
     }
 
-    pub(crate) fn settled(&self) {
-        if let Some(token) = self.cancelled.get() {
-            token.cancel();
+    /// One more attempt has failed, at `now`. The next one has the same token, and counts its emits from the start.
+    pub(crate) fn fail(&mut self, now: SystemTime) {
+        self.failed = self.failed.saturating_add(1);
+        self.first_failed.get_or_insert(now);
+        if let Some(shared) = self.shared.take() {
+            let cancelled = OnceLock::from(self.token(&shared).clone());
+            self.shared = OnceLock::from(Arc::new(Shared {
+                cancelled,
+                cause: OnceLock::new(),
+            }));
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.shared.get_or_init(Arc::default)
+    }
+
+    fn token<'a>(&self, shared: &'a Shared) -> &'a CancellationToken {
+        shared
+            .cancelled
+            .get_or_init(|| self.scope.abandoned.child_token())
+    }
+}
+
+/// A copy shares its token and its client's count with the original.
+impl Clone for Context {
+    fn clone(&self) -> Self {
+        Self {
+            message: self.message.clone(),
+            scope: Arc::clone(&self.scope),
+            failed: self.failed,
+            first_failed: self.first_failed,
+            deadline: self.deadline,
+            native: self.native.clone(),
+            shared: OnceLock::from(Arc::clone(self.shared())),
         }
     }
 }

@@ -149,8 +149,8 @@ impl Error {
             ErrorKind::Remote,
             format!(
                 "the handler answered {}: {}",
-                remote.code(),
-                remote.message()
+                printable(remote.code()),
+                printable(remote.message())
             ),
         );
         error.0.remote = Some(remote);
@@ -219,6 +219,19 @@ impl Error {
     pub fn remote_as<E: DeserializeOwned>(&self) -> Option<E> {
         self.0.remote.as_ref().and_then(RemoteError::details_as)
     }
+}
+
+/// A peer's text, fit for a log: cut, and on one line.
+fn printable(text: &str) -> String {
+    let mut line = String::new();
+    for char in text.chars().take(256) {
+        if char.is_control() {
+            line.extend(char.escape_default());
+        } else {
+            line.push(char);
+        }
+    }
+    line
 }
 
 impl fmt::Display for Error {

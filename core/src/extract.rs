@@ -277,7 +277,7 @@ impl FromDelivery for Subject {
 
 impl FromDelivery for Context {
     fn from_delivery(parts: &mut Parts<'_>) -> Result<Self, Failure> {
-        Ok(parts.context.for_handler())
+        Ok(parts.context.clone())
     }
 }
 

@@ -193,6 +193,24 @@ impl Failure {
         self.0.source.as_deref().map(|source| source as _)
     }
 
+    /// All that is known, in one line: for dead letters and for tests. The causes of a payload that cannot be read quote
+    /// it, so that this is not for logs.
+    pub(crate) fn detail(&self) -> String {
+        let mut line = self.0.message.clone();
+        if let Some(source) = self.source() {
+            append_causes(&mut line, source);
+        }
+        line
+    }
+
+    /// A payload that cannot be read, as a layer and a caller see it.
+    pub(crate) fn undecodable(error: Error) -> Self {
+        let mut failure = Self::permanent(format!("undecodable: {error}"))
+            .with_code(RemoteError::INVALID_PAYLOAD);
+        failure.0.source = Some(Box::new(error));
+        failure
+    }
+
     /// What a caller sees. Without a code that is `internal` and `error_id`, never the text.
     pub(crate) fn to_remote(&self, error_id: impl FnOnce() -> String) -> RemoteError {
         let retryable = self.0.class == Class::Transient;
@@ -212,7 +230,11 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let own = (&error as &dyn StdError).downcast_ref::<Error>();
         let class = own.map_or(Class::Transient, class_of);
-        let message = one_line(&error);
+        let message = match own {
+            // Its source may quote the payload.
+            Some(own) if own.kind() == ErrorKind::Codec => own.to_string(),
+            _ => one_line(&error),
+        };
         let mut failure = Self::new(class, message);
         failure.0.source = Some(Box::new(error));
         failure
@@ -231,18 +253,22 @@ fn class_of(error: &Error) -> Class {
 }
 
 /// The error and its causes, in one line.
-fn one_line(error: &dyn StdError) -> String {
+pub(crate) fn one_line(error: &dyn StdError) -> String {
     let mut line = error.to_string();
+    append_causes(&mut line, error);
+    line
+}
+
+fn append_causes(line: &mut String, error: &dyn StdError) {
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !line.contains(&cause_text) {
+        let text = cause.to_string();
+        if !line.contains(&text) {
             line.push_str(": ");
-            line.push_str(&cause_text);
+            line.push_str(&text);
         }
         source = cause.source();
     }
-    line
 }
 
 impl HandlerError for Failure {

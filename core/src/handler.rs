@@ -142,9 +142,11 @@ impl<R: IntoPayload, E: HandlerError> IntoReply for Result<R, E> {
     }
 }
 
-/// The codec of a reply: the request's own where it has one, so that a foreign caller can read it.
+/// The codec of a reply: the request's own where it names one, so that a foreign caller can read it; else the handler's.
 fn reply_codec(context: &Context) -> Codec {
-    Codec::for_content_type(context.message.content_type()).unwrap_or_default()
+    let named = context.message.content_type();
+    let named = named.and_then(|name| Codec::for_content_type(Some(name)).ok());
+    named.unwrap_or(context.scope.codec)
 }
 
 fn payload<P: FromPayload>(context: &Context) -> Result<P, Rejection> {

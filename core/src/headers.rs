@@ -83,6 +83,13 @@ impl Headers {
         }
     }
 
+    /// Removes what only the framework may send.
+    pub(crate) fn remove_reserved(&mut self) {
+        if let Some(shared) = &mut self.0 {
+            Arc::make_mut(shared).retain(|(name, _)| !is_reserved(name));
+        }
+    }
+
     /// The first value of the name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Bytes> {

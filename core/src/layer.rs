@@ -82,9 +82,7 @@ impl fmt::Debug for Next {
 /// What a rejection is to a layer, and to the caller of a call.
 pub(crate) fn rejected(rejection: Rejection) -> Failure {
     match rejection {
-        Rejection::Undecodable(error) => {
-            Failure::permanent(error.to_string()).with_code(crate::RemoteError::INVALID_PAYLOAD)
-        }
+        Rejection::Undecodable(error) => Failure::undecodable(error),
         Rejection::Failed(failure) => failure,
     }
 }

@@ -12,7 +12,13 @@ use rand::rngs::SmallRng;
 use smol_str::SmolStr;
 
 use crate::codec::ContentType;
-use crate::{Headers, Pattern, Subject};
+use crate::headers::is_reserved;
+use crate::{Error, ErrorKind, Headers, Pattern, Subject};
+
+/// The longest key that can be sent, in bytes.
+pub(crate) const MAX_KEY: usize = 1024;
+/// The longest id and correlation id that can be sent, in bytes.
+const MAX_ID: usize = 255;
 
 /// A message: a subject, a payload, headers, and the fields that brokers have a native place for.
 ///
@@ -231,11 +237,61 @@ impl Message {
         self.0.payload.len() + self.0.headers.byte_len()
     }
 
+    /// What a user may send of it: no trail, no reply address, deadline or error code, no reserved header.
+    pub(crate) fn into_plain(mut self) -> Self {
+        if self.0.rare.is_some() {
+            let correlation_id = self.correlation_id().map(SmolStr::from);
+            self.fields_mut().rare = correlation_id.map(|id| {
+                Box::new(Rare {
+                    correlation_id: Some(id),
+                    ..Rare::default()
+                })
+            });
+        }
+        if self.headers().iter().any(|(name, _)| is_reserved(name)) {
+            self.headers_mut().remove_reserved();
+        }
+        self
+    }
+
+    /// Refuses what a wire would have to cut or could be tricked with.
+    ///
+    /// # Errors
+    /// `TooLarge` for a key over 1,024 bytes; `Config` for an id or a correlation id that is empty, longer than 255 bytes,
+    /// or holds a control character.
+    pub(crate) fn check_fields(&self) -> Result<(), Error> {
+        if let Some(key) = self.key()
+            && key.0.len() > MAX_KEY
+        {
+            let size = key.0.len();
+            let text = format!("a key of {size} bytes is over the limit of {MAX_KEY}");
+            return Err(
+                Error::new(ErrorKind::TooLarge, text).with_context("subject", self.subject())
+            );
+        }
+        let id = self.id().and_then(MessageId::as_foreign);
+        for (what, text) in [("id", id), ("correlation id", self.correlation_id())] {
+            let Some(text) = text else { continue };
+            if text.is_empty() || text.len() > MAX_ID || text.contains(char::is_control) {
+                return Err(Error::config(format!(
+                    "the {what} must have 1 to {MAX_ID} bytes and no control character"
+                ))
+                .with_context("subject", self.subject()));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn trail_mut(&mut self) -> &mut Trail {
         let Fields { subject, rare, .. } = self.fields_mut();
         let rare = rare.get_or_insert_default();
         rare.trail
             .get_or_insert_with(|| Trail::new(subject.clone()))
+    }
+
+    pub(crate) fn take_error_code(&mut self) -> Option<String> {
+        let rare = self.fields_mut().rare.as_mut()?;
+        rare.error_code.take().map(String::from)
     }
 
     pub(crate) fn set_id(&mut self, id: MessageId) {
@@ -327,6 +383,15 @@ impl MessageId {
         match &self.0 {
             Repr::Ours(bytes) => Some(bytes),
             Repr::Foreign(_) => None,
+        }
+    }
+}
+
+impl MessageId {
+    fn as_foreign(&self) -> Option<&str> {
+        match &self.0 {
+            Repr::Ours(_) => None,
+            Repr::Foreign(text) => Some(text),
         }
     }
 }

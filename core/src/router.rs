@@ -168,10 +168,10 @@ impl Route {
             reply_type,
             error_type,
         } = handler;
-        let name = match (function.rsplit("::").next(), &pattern) {
-            (Some(function), _) if !function.contains('{') => function.to_owned(),
-            (_, Ok(pattern)) => pattern.as_str().to_owned(),
-            (_, Err(_)) => function.to_owned(),
+        let name = match (function_name(function), &pattern) {
+            (Some(name), _) => name.to_owned(),
+            (None, Ok(pattern)) => pattern.as_str().to_owned(),
+            (None, Err(_)) => function.to_owned(),
         };
         Self {
             kind,
@@ -273,6 +273,29 @@ impl Route {
     }
 }
 
+/// The function's own name, without its path and its generic arguments; `None` for a closure.
+fn function_name(type_name: &str) -> Option<&str> {
+    let mut depth = 0_usize;
+    let mut end = type_name.len();
+    for (at, byte) in type_name.bytes().enumerate().rev() {
+        match byte {
+            b'>' if at == 0 || type_name.as_bytes()[at - 1] != b'-' => depth += 1,
+            b'<' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 && type_name[at..end].ends_with('>') {
+                    end = at;
+                }
+            }
+            b':' if depth == 0 => {
+                let name = &type_name[at + 1..end];
+                return (!name.contains('{')).then_some(name);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 impl fmt::Debug for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Route")
@@ -304,4 +327,23 @@ pub struct HandlerInfo {
     pub error_type: &'static str,
     /// The transport that carries it.
     pub transport: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::function_name;
+
+    #[test]
+    fn a_function_is_called_by_its_own_name() {
+        for (type_name, name) in [
+            ("shop::placed", Some("placed")),
+            ("shop::placed<alloc::string::String>", Some("placed")),
+            ("shop::placed<fn() -> alloc::vec::Vec<u8>>", Some("placed")),
+            ("shop::Shop<alloc::string::String>::placed", Some("placed")),
+            ("shop::app::{{closure}}", None),
+            ("shop::app<alloc::string::String>::{{closure}}", None),
+        ] {
+            assert_eq!(function_name(type_name), name, "{type_name}");
+        }
+    }
 }

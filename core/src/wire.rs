@@ -5,10 +5,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::{Key, Message, MessageId, Pattern, Subject};
+use crate::message::MAX_KEY;
+use crate::{Key, Message, MessageId, Pattern, Subject, Trail};
 
 /// The longest error text that a trail carries, in bytes.
-const MAX_ERROR: usize = 1024;
+pub(crate) const MAX_ERROR: usize = 1024;
 /// The longest other text that is read from a reserved header, in bytes.
 const MAX_TEXT: usize = 255;
 /// The highest attempt that is believed.
@@ -59,7 +60,9 @@ pub fn fields(message: &Message) -> Vec<(&'static str, String)> {
         DEADLINE,
         message.deadline().map(|left| left.as_millis().to_string()),
     );
-    add(ERROR, message.error_code().map(str::to_owned));
+    if message.trail().is_none() {
+        add(ERROR, message.error_code().map(str::to_owned));
+    }
     if let Some(trail) = message.trail() {
         add(SUBJECT, Some(trail.subject.to_string()));
         add(
@@ -95,15 +98,14 @@ pub fn read(message: &mut Message, name: &str, value: &[u8]) -> bool {
         return false;
     }
     if let Ok(text) = std::str::from_utf8(value) {
-        let text = clip(
-            text,
-            if name.eq_ignore_ascii_case(ERROR) {
-                MAX_ERROR
-            } else {
-                MAX_TEXT
-            },
-        );
-        read_text(message, &name.to_ascii_lowercase(), text);
+        let name = name.to_ascii_lowercase();
+        let max = match name.as_str() {
+            ERROR => MAX_ERROR,
+            // Escaped, a byte takes up to three.
+            KEY => 3 * MAX_KEY,
+            _ => MAX_TEXT,
+        };
+        read_text(message, &name, clip(text, max));
     }
     true
 }
@@ -123,29 +125,34 @@ fn read_text(message: &mut Message, name: &str, text: &str) {
         }
         SUBJECT => {
             if let Ok(subject) = Subject::parse_any(text) {
-                message.trail_mut().subject = subject;
+                trail(message).subject = subject;
             }
         }
-        PATTERN => message.trail_mut().pattern = Pattern::parse_any(text).ok(),
-        GROUP => message.trail_mut().group = owned(),
-        HANDLER => message.trail_mut().handler = owned(),
+        PATTERN => trail(message).pattern = Pattern::parse_any(text).ok(),
+        GROUP => trail(message).group = owned(),
+        HANDLER => trail(message).handler = owned(),
         ATTEMPT => {
-            message.trail_mut().attempt = text
+            trail(message).attempt = text
                 .parse::<u32>()
                 .map_or(0, |count| count.min(MAX_ATTEMPT))
         }
-        ORIGIN => message.trail_mut().origin = owned(),
-        ERROR => {
-            if message.trail().is_some() {
-                message.trail_mut().error = owned();
-            }
-            replace(message, |message| message.with_error_code(text));
-        }
-        FIRST_AT => message.trail_mut().first_at = time(text),
-        LAST_AT => message.trail_mut().last_at = time(text),
-        DUE => message.trail_mut().due = time(text),
+        ORIGIN => trail(message).origin = owned(),
+        // A trail's error, or a reply's code: headers come in any order, so it may be known later which.
+        ERROR if message.trail().is_some() => trail(message).error = owned(),
+        ERROR => replace(message, |message| message.with_error_code(text)),
+        FIRST_AT => trail(message).first_at = time(text),
+        LAST_AT => trail(message).last_at = time(text),
+        DUE => trail(message).due = time(text),
         _ => {}
     }
+}
+
+/// The trail, begun with the error that came before it.
+fn trail(message: &mut Message) -> &mut Trail {
+    if message.trail().is_none() {
+        message.trail_mut().error = message.take_error_code();
+    }
+    message.trail_mut()
 }
 
 fn replace(message: &mut Message, change: impl FnOnce(Message) -> Message) {
@@ -153,7 +160,7 @@ fn replace(message: &mut Message, change: impl FnOnce(Message) -> Message) {
     *message = changed;
 }
 
-fn clip(text: &str, max: usize) -> &str {
+pub(crate) fn clip(text: &str, max: usize) -> &str {
     let mut end = max.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -172,4 +179,82 @@ fn time(text: &str) -> Option<SystemTime> {
     text.parse()
         .ok()
         .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> Message {
+        Message::new(Subject::parse("a.b").unwrap(), "x")
+    }
+
+    #[test]
+    fn a_trail_survives_its_headers_in_any_order() {
+        let mut sent = message();
+        *sent.trail_mut() = Trail {
+            group: Some("shop".into()),
+            attempt: 3,
+            error: Some("no luck".into()),
+            ..Trail::new(Subject::parse("c.d").unwrap())
+        };
+        let mut headers = fields(&sent);
+        for _ in 0..headers.len() {
+            headers.rotate_left(1);
+            let mut read_back = message();
+            for (name, value) in &headers {
+                assert!(read(&mut read_back, name, value.as_bytes()));
+            }
+            assert_eq!(read_back.trail(), sent.trail());
+            assert_eq!(read_back.error_code(), None);
+        }
+    }
+
+    #[test]
+    fn the_code_of_a_reply_is_no_trail() {
+        let sent = message().with_error_code("unlucky");
+        let mut read_back = message();
+        for (name, value) in fields(&sent) {
+            read(&mut read_back, name, value.as_bytes());
+        }
+        assert_eq!(
+            (read_back.error_code(), read_back.trail()),
+            (Some("unlucky"), None)
+        );
+    }
+
+    #[test]
+    fn the_longest_key_comes_back_whole() {
+        let sent = message().with_key("ä.".repeat(MAX_KEY / 3).as_str());
+        let mut read_back = message();
+        for (name, value) in fields(&sent) {
+            read(&mut read_back, name, value.as_bytes());
+        }
+        assert_eq!(read_back.key(), sent.key());
+    }
+
+    #[test]
+    fn forged_headers_are_clamped_or_dropped() {
+        let mut forged = message();
+        for (name, value) in [
+            ("Anywire-Attempt", "4294967295"),
+            (DEADLINE, "18446744073709551615"),
+            (SUBJECT, "a\r\nb"),
+            (PATTERN, "a..b"),
+            (DUE, "18446744073709551615"),
+            ("anywire-unheard-of", "x"),
+        ] {
+            assert!(read(&mut forged, name, value.as_bytes()), "{name}");
+        }
+        assert!(read(&mut forged, ERROR, "e".repeat(5_000).as_bytes()));
+        assert!(read(&mut forged, ID, &[0xff, 0xfe]));
+        let trail = forged.trail().unwrap();
+        assert_eq!(trail.attempt, MAX_ATTEMPT);
+        assert_eq!(trail.subject.as_str(), "a.b");
+        assert_eq!(trail.pattern, None);
+        assert_eq!(trail.error.as_ref().unwrap().len(), MAX_ERROR);
+        assert_eq!(forged.deadline(), Some(MAX_DEADLINE));
+        assert_eq!(forged.id(), None);
+        assert!(!read(&mut forged, "tenant", b"blue"));
+    }
 }

@@ -191,7 +191,20 @@ impl App {
     /// As [`start`](Self::start), and where the shutdown failed.
     #[cfg(feature = "signals")]
     pub async fn run(self) -> Result<(), Error> {
-        self.start().await?.run_until_signal().await
+        use futures::future::{Either, select};
+        // Listening comes first: from the first handler on, a signal drains.
+        let mut signals = signals::Signals::listen()?;
+        let started = {
+            let signal = std::pin::pin!(signals.next());
+            match select(std::pin::pin!(self.start()), signal).await {
+                Either::Left((started, _)) => started?,
+                Either::Right((name, _)) => {
+                    tracing::info!(signal = name, "stopped before the start was complete");
+                    return Ok(());
+                }
+            }
+        };
+        started.run_until(signals).await
     }
 
     pub(crate) async fn connect(self) -> Result<Client, Error> {

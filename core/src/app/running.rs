@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, Either, join_all, select};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::health::{HandlerHealth, Health, TransportHealth};
 use crate::client::Client;
+use crate::clock::after;
 use crate::engine::{CallWork, Crew, EventWork};
 use crate::{Error, ErrorKind};
+
+/// How long a shutdown waits for what cannot be waited for within the grace, in real time.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// An app that has started: its client, its health, and its end.
 ///
@@ -35,7 +39,8 @@ pub struct RunningApp {
     members: Vec<Box<dyn Member>>,
     workers: JoinSet<()>,
     stopping: CancellationToken,
-    abandoned: CancellationToken,
+    /// Fires when the grace has passed, and when the app is dropped.
+    abandoned: DropGuard,
     grace: Duration,
 }
 
@@ -61,7 +66,7 @@ impl RunningApp {
             members,
             workers,
             stopping,
-            abandoned,
+            abandoned: abandoned.drop_guard(),
             grace,
         }
     }
@@ -72,10 +77,10 @@ impl RunningApp {
         self.client.clone()
     }
 
-    /// Fires when the app begins to stop.
+    /// Fires when the app begins to stop. Cancelling it stops nothing.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
-        self.stopping.clone()
+        self.stopping.child_token()
     }
 
     /// Whether messages flow and each handler that should consume does.
@@ -106,52 +111,51 @@ impl RunningApp {
     /// Dropping the future abandons the handlers that still run.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         let clock = Arc::clone(&self.client.core().clock);
-        let end = clock.now() + self.grace;
+        let end = after(clock.now(), self.grace);
         // Nobody pulls any more before waiting handlers are told: what they give back would come straight to them again.
         let stops: Vec<_> = self.members.iter().map(|member| member.stop()).collect();
         self.stopping.cancel();
-        for stopped in join_all(stops).await {
-            if let Err(error) = stopped {
-                tracing::warn!(%error, "a subscription could not be stopped");
-            }
-        }
         let drained = {
-            let drain = std::pin::pin!(async { while self.workers.join_next().await.is_some() {} });
+            let drain = std::pin::pin!(drain(stops, &mut self.workers));
             matches!(select(drain, clock.sleep_until(end)).await, Either::Left(_))
         };
-        self.abandoned.cancel();
-        self.workers.shutdown().await;
+        self.abandoned.disarm().cancel();
+        self.workers.abort_all();
+        // A handler that blocks its thread cannot be dropped; nobody waits for it for ever.
+        let gone = {
+            let gone = std::pin::pin!(async { while self.workers.join_next().await.is_some() {} });
+            let limit = std::pin::pin!(tokio::time::sleep(LAST_WAIT));
+            matches!(select(gone, limit).await, Either::Left(_))
+        };
         self.members.clear();
         let core = self.client.core();
         core.closed.store(true, Ordering::Release);
-        let left = end
-            .saturating_duration_since(clock.now())
-            .max(Duration::from_secs(1));
+        let left = end.saturating_duration_since(clock.now()).max(LAST_WAIT);
         let closed = core.wires.close(left).await;
         tracing::info!(app = core.app, drained, "stopped");
-        if !drained {
-            let message = format!(
-                "handlers still ran after {:?}; their messages are delivered again",
-                self.grace
-            );
-            return Err(Error::new(ErrorKind::Timeout, message).with_operation("shutdown"));
+        if drained {
+            return closed;
         }
-        closed
+        if let Err(error) = closed {
+            tracing::warn!(%error, "a transport could not be closed");
+        }
+        let how = if gone {
+            "still ran"
+        } else {
+            "still block a thread"
+        };
+        let message = format!(
+            "handlers {how} after {:?}; their messages are delivered again",
+            self.grace
+        );
+        Err(Error::new(ErrorKind::Timeout, message).with_operation("shutdown"))
     }
 
     /// Waits for SIGTERM or Ctrl-C, then shuts down. A second signal exits at once, with status 130.
     #[cfg(feature = "signals")]
-    pub(super) async fn run_until_signal(self) -> Result<(), Error> {
-        let mut signals = super::signals::Signals::listen()?;
-        let stopping = self.stopping();
-        if let Either::Left((name, _)) = select(
-            std::pin::pin!(signals.next()),
-            std::pin::pin!(stopping.cancelled()),
-        )
-        .await
-        {
-            tracing::info!(signal = name, "stopping; a second signal exits at once");
-        }
+    pub(super) async fn run_until(self, mut signals: super::signals::Signals) -> Result<(), Error> {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "stopping; a second signal exits at once");
         let second = std::pin::pin!(signals.next());
         match select(std::pin::pin!(self.shutdown()), second).await {
             Either::Left((result, _)) => result,
@@ -161,6 +165,16 @@ impl RunningApp {
             }
         }
     }
+}
+
+/// Waits until the subscriptions have stopped, and then for the workers.
+async fn drain(stops: Vec<BoxFuture<'static, Result<(), Error>>>, workers: &mut JoinSet<()>) {
+    for stopped in join_all(stops).await {
+        if let Err(error) = stopped {
+            tracing::warn!(%error, "a subscription could not be stopped");
+        }
+    }
+    while workers.join_next().await.is_some() {}
 }
 
 impl fmt::Debug for RunningApp {

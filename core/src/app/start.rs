@@ -87,7 +87,7 @@ async fn open(plan: &Plan, core: &Arc<ClientCore>, sources: &mut Sources) -> Res
             .filter_map(|(at, h)| Some((at, h.spec()?)))
             .collect();
         subscribe(plan, wire, &events, sources).await?;
-        report_unclaimed(wire, &events).await;
+        report_unclaimed(&plan.app, wire, &events).await;
     }
     Ok(())
 }
@@ -205,10 +205,11 @@ fn collect<T>(
 }
 
 /// Subscriptions of our groups that no handler claims any more still fill up: say so.
-async fn report_unclaimed(wire: &Wire, events: &[(usize, Spec)]) {
-    let mut groups: Vec<&SmolStr> = events
+async fn report_unclaimed(app: &str, wire: &Wire, events: &[(usize, Spec)]) {
+    let mut groups: Vec<&str> = events
         .iter()
-        .filter_map(|(_, spec)| spec.subscription.group.as_ref())
+        .filter_map(|(_, spec)| spec.subscription.group.as_deref())
+        .chain([app])
         .collect();
     groups.sort_unstable();
     groups.dedup();
@@ -255,19 +256,20 @@ impl Starter {
         sources: &mut Sources,
         workers: &mut JoinSet<()>,
     ) -> Box<dyn Member> {
+        let (timeout, codec) = match &handler.settings {
+            Settings::Event(event) => (event.timeout, event.codec),
+            Settings::Call(call) => (call.timeout, call.codec),
+        };
         let scope = Arc::new(Scope {
             info: Arc::clone(&handler.info),
             client: Arc::clone(&self.core),
             states: Arc::clone(&self.states),
+            codec,
             abandoned: self.abandoned.clone(),
         });
         let (concurrency, window) = (handler.concurrency(), handler.window());
         let dead_group = dead_group(&handler, &self.core.app);
         let subscription = handler.subscription();
-        let timeout = match &handler.settings {
-            Settings::Event(event) => event.timeout,
-            Settings::Call(call) => call.timeout,
-        };
         let invoke = Invoke::new(scope, handler.erased, handler.layers, timeout);
         if let (Settings::Event(event), Some(source)) =
             (&handler.settings, sources.events.remove(&index))
@@ -300,8 +302,15 @@ impl Starter {
         let (Some(source), Some(replier)) = (source, replier) else {
             unreachable!("every handler of the plan was opened")
         };
+        let max_reply = self
+            .core
+            .wires
+            .at(handler.wire)
+            .capabilities
+            .limits
+            .max_payload;
         let crew = Crew::new(
-            Arc::new(CallWork::new(invoke, replier)),
+            Arc::new(CallWork::new(invoke, replier, max_reply)),
             source,
             concurrency,
             window,

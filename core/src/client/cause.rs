@@ -9,10 +9,13 @@ use std::hash::Hasher;
 
 use crate::context::Context;
 use crate::message::Guard;
-use crate::{Message, MessageId};
+use crate::{Codec, Message, MessageId};
 
 /// Headers that a trace consists of. They are carried along untouched.
 const TRACE_HEADERS: [&str; 3] = ["traceparent", "tracestate", "baggage"];
+
+/// The longest trace header that is carried along: what W3C gives a baggage.
+const MAX_TRACE_HEADER: usize = 8192;
 
 /// The most different emits of one delivery whose repetitions are told apart. Beyond it ids are random.
 const MAX_ORDINALS: usize = 4096;
@@ -24,6 +27,7 @@ pub(crate) struct Cause {
     subscription: String,
     trace: Vec<(&'static str, Bytes)>,
     guard: Option<Guard>,
+    codec: Codec,
     ordinals: Mutex<HashMap<u128, u32>>,
 }
 
@@ -34,6 +38,7 @@ impl Cause {
         let trace = TRACE_HEADERS
             .into_iter()
             .filter_map(|name| Some((name, headers.get(name)?.clone())))
+            .filter(|(_, value)| value.len() <= MAX_TRACE_HEADER)
             .collect();
         Self {
             id: context.id().cloned(),
@@ -44,8 +49,14 @@ impl Cause {
             ),
             trace,
             guard: context.message.guard().cloned(),
+            codec: context.scope.codec,
             ordinals: Mutex::default(),
         }
+    }
+
+    /// How the handler's client encodes.
+    pub(crate) fn codec(&self) -> Codec {
+        self.codec
     }
 
     /// Gives `message` the trace, the guard and an id that a redelivery would give it again.

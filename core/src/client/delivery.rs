@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Client;
 use super::subscribe::SubscriptionShared;
 use crate::context::Context;
-use crate::engine::copies;
+use crate::engine::{LONGEST, copies};
 use crate::pattern::Tag;
 use crate::pattern::publish_subscribe::Settlement;
 use crate::{Error, Message, Support};
@@ -105,11 +105,12 @@ impl<P> Delivery<P> {
         self.settle(Settlement::Return).await
     }
 
-    /// Has it delivered again after a while.
+    /// Has it delivered again after a while, 2^27 s (four years) at the most.
     ///
     /// # Errors
     /// As [`retry`](Self::retry); `Unsupported` for a private copy where the wire cannot hold one.
     pub async fn retry_after(mut self, delay: Duration) -> Result<(), Error> {
+        let delay = delay.min(LONGEST);
         if self.shared.wire.capabilities.return_after == Support::Native {
             return self.settle(Settlement::ReturnAfter(delay)).await;
         }

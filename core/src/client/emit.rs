@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either};
 
-use super::{Client, ClientCore, SubjectRoute};
+use super::{Client, ClientCore};
+use crate::clock::after;
 use crate::config::Unrouted;
 use crate::headers::HeaderValue;
 use crate::pattern::Progress;
@@ -26,9 +27,25 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 pub struct Emit<'a> {
     client: &'a Client,
     message: Result<Message, Error>,
+    options: Options,
+}
+
+/// How an event is to be published.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
     guarantee: Option<Guarantee>,
     unrouted: Option<Unrouted>,
     timeout: Duration,
+}
+
+impl Options {
+    fn new(client: &Client) -> Self {
+        Self {
+            guarantee: None,
+            unrouted: None,
+            timeout: client.core().emit_timeout,
+        }
+    }
 }
 
 impl<'a> Emit<'a> {
@@ -37,25 +54,38 @@ impl<'a> Emit<'a> {
         subject: Result<Subject, Error>,
         payload: &P,
     ) -> Self {
-        let message = subject.and_then(|subject| encode(client.core(), subject, payload));
+        let message = subject.and_then(|subject| encode(client, subject, payload));
         Self {
             client,
             message,
-            guarantee: None,
-            unrouted: None,
-            timeout: client.core().emit_timeout,
+            options: Options::new(client),
         }
     }
 
     pub(super) fn forward(client: &'a Client, message: Message) -> Self {
-        let subject = Subject::parse(message.subject().as_str());
-        let message = subject.map(|_| message);
+        let message = Subject::parse(message.subject().as_str()).and_then(|_| {
+            let message = message.into_plain();
+            message.check_fields()?;
+            Ok(message)
+        });
         Self {
             client,
             message,
-            guarantee: None,
-            unrouted: None,
-            timeout: client.core().emit_timeout,
+            options: Options::new(client),
+        }
+    }
+
+    /// Its message, to be sent later, and how.
+    pub(crate) fn into_parts(self) -> (Result<Message, Error>, Options) {
+        (self.message, self.options)
+    }
+
+    /// A message that was taken out of another emit.
+    pub(crate) fn of_parts(client: &'a Client, message: Message, options: Options) -> Self {
+        Self {
+            client,
+            message: Ok(message),
+            options,
         }
     }
 
@@ -89,39 +119,38 @@ impl<'a> Emit<'a> {
 
     /// Sets the deadline. Default: 10 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.options.timeout = timeout;
         self
     }
 
     /// Sets how sure the delivery is. Default: what the subject's rule says, else at least once.
     pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
-        self.guarantee = Some(guarantee);
+        self.options.guarantee = Some(guarantee);
         self
     }
 
     /// Says what happens where nobody takes it. Default: what the subject's rule says, else it is refused.
     pub fn unrouted(mut self, unrouted: Unrouted) -> Self {
-        self.unrouted = Some(unrouted);
+        self.options.unrouted = Some(unrouted);
         self
     }
 
-    pub(crate) fn into_message(self) -> Result<Message, Error> {
-        self.message
-    }
-
     fn change(mut self, change: impl FnOnce(Message) -> Result<Message, Error>) -> Self {
-        self.message = self.message.and_then(change);
+        self.message = self.message.and_then(change).and_then(|message| {
+            message.check_fields()?;
+            Ok(message)
+        });
         self
     }
 }
 
 pub(super) fn encode<P: IntoPayload + ?Sized>(
-    core: &ClientCore,
+    client: &Client,
     subject: Subject,
     payload: &P,
 ) -> Result<Message, Error> {
     let encoded = payload
-        .into_payload(core.codec)
+        .into_payload(client.codec())
         .map_err(|error| error.with_context("subject", &subject))?;
     Ok(Message::new(subject, encoded.bytes).with_content_type(encoded.content_type))
 }
@@ -190,6 +219,11 @@ enum Begun {
 impl Emit<'_> {
     fn begin(self) -> Begun {
         let core = self.client.core();
+        let Options {
+            guarantee,
+            unrouted,
+            timeout,
+        } = self.options;
         let message = match self
             .message
             .and_then(|message| core.check_open().map(|()| message))
@@ -199,44 +233,37 @@ impl Emit<'_> {
         };
         let route = core.wires.route(message.subject());
         let wire = core.wires.wire(route);
-        let guarantee = match route.guarantee(self.guarantee) {
+        let guarantee = match route.guarantee(guarantee) {
             Ok(guarantee) => guarantee,
             Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
         };
         let (entry, fresh) = prepare(self.client, message, guarantee);
         let job = Job {
             fresh,
-            unrouted: self.unrouted.unwrap_or(route.unrouted),
-            timeout: self.timeout,
+            unrouted: unrouted.unwrap_or(route.unrouted),
         };
-        match wire
-            .publisher
-            .publish(PublishBatch::single(entry, self.timeout))
-        {
+        let publishing = wire.publisher.publish(PublishBatch::single(entry, timeout));
+        let publishing = match publishing {
             Progress::Done(batch) => match job.judge(core, batch) {
-                Judged::Over(result) => Begun::Over(result),
-                Judged::Again(entry, error) => {
-                    let publisher = Arc::clone(&wire.publisher);
-                    Begun::Waiting(Box::pin(job.again(
-                        Arc::clone(core),
-                        publisher,
-                        entry,
-                        error,
-                    )))
-                }
+                Judged::Over(result) => return Begun::Over(result),
+                again @ Judged::Again(..) => Either::Left(again),
             },
-            Progress::Pending(future) => {
-                let (core, publisher) = (Arc::clone(core), Arc::clone(&wire.publisher));
-                Begun::Waiting(Box::pin(async move {
-                    match job.judge(&core, future.await) {
-                        Judged::Over(result) => result,
-                        Judged::Again(entry, error) => {
-                            job.again(core, publisher, entry, error).await
-                        }
-                    }
-                }))
+            Progress::Pending(future) => Either::Right(future),
+        };
+        let deadline = after(core.clock.now(), timeout);
+        let (core, publisher) = (Arc::clone(core), Arc::clone(&wire.publisher));
+        Begun::Waiting(Box::pin(async move {
+            let judged = match publishing {
+                Either::Left(again) => again,
+                Either::Right(future) => job.judge(&core, future.await),
+            };
+            match judged {
+                Judged::Over(result) => result,
+                Judged::Again(entry, error) => {
+                    job.again(core, publisher, entry, error, deadline).await
+                }
             }
-        }
+        }))
     }
 }
 
@@ -265,7 +292,6 @@ pub(super) fn prepare(
 pub(super) struct Job {
     pub(super) fresh: bool,
     pub(super) unrouted: Unrouted,
-    pub(super) timeout: Duration,
 }
 
 enum Judged {
@@ -275,7 +301,9 @@ enum Judged {
 
 impl Job {
     fn judge(self, core: &ClientCore, batch: PublishBatch) -> Judged {
-        let (entry, outcome) = batch.into_single();
+        let Some((entry, outcome)) = batch.into_single() else {
+            return Judged::Over(failed(core, no_entry()));
+        };
         if let Published::Accepted(receipt) = outcome
             && !receipt.is_duplicate()
         {
@@ -284,7 +312,8 @@ impl Job {
         }
         match self.result(core, &entry, outcome, true) {
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown => Judged::Again(entry, error),
-            result => Judged::Over(result),
+            Err(error) => Judged::Over(failed(core, error)),
+            Ok(receipt) => Judged::Over(Ok(receipt)),
         }
     }
 
@@ -321,7 +350,6 @@ impl Job {
                 Error::new(ErrorKind::OutcomeUnknown, unknown).with_source(error)
             }
         };
-        core.metrics.failed.increment(1);
         Err(error
             .with_operation("emit")
             .with_context("subject", subject))
@@ -341,42 +369,67 @@ impl Job {
     }
 
     /// Tries again, with the same id, until the outcome is known or the deadline has passed.
-    pub(super) async fn again(
+    async fn again(
         self,
         core: Arc<ClientCore>,
         publisher: Arc<dyn Publisher>,
         mut entry: Entry,
         mut last: Error,
+        deadline: Instant,
     ) -> Result<Receipt, Error> {
         if entry.guarantee == Guarantee::AtMostOnce {
-            return Err(last);
+            return failed(&core, last);
         }
-        let deadline: Instant = core.clock.now() + self.timeout;
-        let mut pause = FIRST_RETRY;
-        loop {
-            let now = core.clock.now();
-            if now + pause >= deadline {
-                return Err(last);
-            }
-            core.clock.sleep_until(now + pause).await;
-            pause = (pause * 2).min(LAST_RETRY);
-            let left = deadline.saturating_duration_since(core.clock.now());
+        let mut pauses = Pauses::until(deadline);
+        while let Some(left) = pauses.next(&core).await {
             let batch = PublishBatch::single(entry, left);
-            let (same, outcome) = publisher.publish(batch).wait().await.into_single();
+            let published = publisher.publish(batch).wait().await.into_single();
+            let Some((same, outcome)) = published else {
+                return failed(&core, no_entry());
+            };
             entry = same;
             match self.result(&core, &entry, outcome, false) {
                 Err(error) if error.kind() == ErrorKind::OutcomeUnknown => last = error,
-                result => return result,
+                Err(error) => return failed(&core, error),
+                Ok(receipt) => return Ok(receipt),
             }
         }
+        failed(&core, last)
     }
 }
 
-/// The rule of a subject as a job for one of its entries.
-pub(super) fn job(route: &SubjectRoute, fresh: bool, timeout: Duration) -> Job {
-    Job {
-        fresh,
-        unrouted: route.unrouted,
-        timeout,
+/// The waits between the tries of a publish whose outcome is unknown, until its deadline.
+pub(super) struct Pauses {
+    deadline: Instant,
+    pause: Duration,
+}
+
+impl Pauses {
+    pub(super) fn until(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            pause: FIRST_RETRY,
+        }
     }
+
+    /// Waits. Tells how much time the next try has; `None`: there is none left.
+    pub(super) async fn next(&mut self, core: &ClientCore) -> Option<Duration> {
+        let due = core.clock.now() + self.pause;
+        if due >= self.deadline {
+            return None;
+        }
+        core.clock.sleep_until(due).await;
+        self.pause = (self.pause * 2).min(LAST_RETRY);
+        Some(self.deadline.saturating_duration_since(core.clock.now()))
+    }
+}
+
+/// The end of a publish that failed for good.
+pub(super) fn failed(core: &ClientCore, error: Error) -> Result<Receipt, Error> {
+    core.metrics.failed.increment(1);
+    Err(error)
+}
+
+pub(super) fn no_entry() -> Error {
+    Error::new(ErrorKind::OutcomeUnknown, "the adapter gave no entry back")
 }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::future::IntoFuture;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use super::Client;
-use super::emit::{encode, job, prepare};
-use crate::pattern::publish_subscribe::PublishBatch;
+use super::emit::{Job, Pauses, encode, failed, no_entry, prepare};
+use super::{Client, ClientCore, Wire};
+use crate::clock::after;
+use crate::pattern::publish_subscribe::{Entry, PublishBatch};
 use crate::payload::IntoPayload;
 use crate::{Error, ErrorKind, Guarantee, Key, Message, Receipt, Subject};
 
@@ -35,7 +35,7 @@ impl<'a> EmitAll<'a> {
         let payloads = payloads.into_iter();
         let messages = match subject {
             Ok(subject) => payloads
-                .map(|payload| encode(core, subject.clone(), payload))
+                .map(|payload| encode(client, subject.clone(), payload))
                 .collect(),
             Err(error) => {
                 let copy = || Error::new(error.kind(), error.to_string());
@@ -50,14 +50,16 @@ impl<'a> EmitAll<'a> {
         }
     }
 
-    /// Gives all of them one key.
+    /// Gives all of them one key, of at most 1,024 bytes.
     pub fn key(mut self, key: impl Into<Key>) -> Self {
         let key = key.into();
-        for message in &mut self.messages {
-            if let Ok(found) = message {
-                *message = Ok(found.clone().with_key(key.clone()));
-            }
-        }
+        let keyed = |message: Message| {
+            let message = message.with_key(key.clone());
+            message.check_fields()?;
+            Ok(message)
+        };
+        let messages = self.messages.into_iter();
+        self.messages = messages.map(|message| message.and_then(keyed)).collect();
         self
     }
 
@@ -103,7 +105,7 @@ async fn publish_chunk(
     results: &mut Vec<Result<Receipt, Error>>,
 ) {
     let core = client.core();
-    let open = core.check_open();
+    let is_open = core.check_open();
     let Some(subject) = chunk
         .iter()
         .find_map(|message| Some(message.as_ref().ok()?.subject().clone()))
@@ -115,7 +117,7 @@ async fn publish_chunk(
         );
         return;
     };
-    if let Err(error) = open {
+    if let Err(error) = is_open {
         results.extend(
             chunk
                 .iter()
@@ -136,40 +138,63 @@ async fn publish_chunk(
             return;
         }
     };
-    let mut batch = PublishBatch::new(timeout);
-    let mut slots = Vec::with_capacity(chunk.len());
+    let deadline = after(core.clock.now(), timeout);
+    let mut open = Vec::with_capacity(chunk.len());
     for message in chunk {
-        slots.push(message.map(|message| {
+        let place = results.len();
+        results.push(message.and_then(|message| {
             let (entry, fresh) = prepare(client, message, guarantee);
-            batch.push(entry);
-            fresh
+            let unrouted = route.unrouted;
+            open.push((place, Job { fresh, unrouted }, entry));
+            Err(no_entry())
         }));
     }
-    let (entries, outcomes) = wire.publisher.publish(batch).wait().await.into_parts();
-    let mut published = entries.into_iter().zip(outcomes);
-    for slot in slots {
-        let fresh = match slot {
-            Ok(fresh) => fresh,
-            Err(error) => {
-                results.push(Err(error));
-                continue;
-            }
+    let mut pauses = Pauses::until(deadline);
+    let mut left = Some(timeout);
+    let mut first = true;
+    while let Some(time) = left {
+        open = publish_once(core, wire, open, time, first, results).await;
+        first = false;
+        left = match open.is_empty() || guarantee == Guarantee::AtMostOnce {
+            true => None,
+            false => pauses.next(core).await,
         };
-        let job = job(route, fresh, timeout);
-        results.push(match published.next() {
-            Some((entry, outcome)) => match job.result(core, &entry, outcome, true) {
-                Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
-                    job.again(Arc::clone(core), Arc::clone(&wire.publisher), entry, error)
-                        .await
-                }
-                result => result,
-            },
-            None => Err(Error::new(
-                ErrorKind::OutcomeUnknown,
-                "the adapter gave too few entries back",
-            )),
-        });
     }
+    core.metrics.failed.increment(open.len() as u64);
+}
+
+/// An entry that has no outcome yet, with its place among the results.
+type Open = (usize, Job, Entry);
+
+/// Publishes what is open, and gives back what is still unknown.
+async fn publish_once(
+    core: &ClientCore,
+    wire: &Wire,
+    open: Vec<Open>,
+    timeout: Duration,
+    first: bool,
+    results: &mut [Result<Receipt, Error>],
+) -> Vec<Open> {
+    let mut batch = PublishBatch::new(timeout);
+    let mut jobs = Vec::with_capacity(open.len());
+    for (place, job, entry) in open {
+        batch.push(entry);
+        jobs.push((place, job));
+    }
+    let (entries, outcomes) = wire.publisher.publish(batch).wait().await.into_parts();
+    let mut unknown = Vec::new();
+    for ((place, job), (entry, outcome)) in jobs.into_iter().zip(entries.into_iter().zip(outcomes))
+    {
+        results[place] = match job.result(core, &entry, outcome, first) {
+            Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
+                unknown.push((place, job, entry));
+                Err(error)
+            }
+            Err(error) => failed(core, error),
+            Ok(receipt) => Ok(receipt),
+        };
+    }
+    unknown
 }
 
 impl<'a> IntoFuture for EmitAll<'a> {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub(crate) use cause::Cause;
 pub use delivery::Delivery;
+pub(crate) use emit::Options;
 pub use emit::{Emit, EmitFuture};
 pub use emit_all::{EmitAll, EmitAllError};
 pub use request::Request;
@@ -234,10 +235,10 @@ impl Client {
         Self { core, cause: None }
     }
 
-    pub(crate) fn caused(core: &Arc<ClientCore>, cause: Cause) -> Self {
+    pub(crate) fn caused(core: &Arc<ClientCore>, cause: Arc<Cause>) -> Self {
         Self {
             core: Arc::clone(core),
-            cause: Some(Arc::new(cause)),
+            cause: Some(cause),
         }
     }
 
@@ -247,6 +248,10 @@ impl Client {
 
     pub(crate) fn cause(&self) -> Option<&Cause> {
         self.cause.as_deref()
+    }
+
+    pub(crate) fn codec(&self) -> Codec {
+        self.cause().map_or(self.core.codec, Cause::codec)
     }
 
     /// The native door of an adapter: the transport that the configuration calls `name`.

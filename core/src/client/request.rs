@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 
 use super::Client;
 use super::emit::encode;
+use crate::clock::after;
 use crate::headers::HeaderValue;
 use crate::payload::{FromPayload, IntoPayload};
 use crate::{Error, ErrorKind, Message, RemoteError, Subject};
@@ -28,7 +29,7 @@ impl<'a, R: FromPayload> Request<'a, R> {
         subject: Result<Subject, Error>,
         request: &Q,
     ) -> Self {
-        let message = subject.and_then(|subject| encode(client.core(), subject, request));
+        let message = subject.and_then(|subject| encode(client, subject, request));
         Self {
             client,
             message,
@@ -61,7 +62,7 @@ impl<'a, R: FromPayload> Request<'a, R> {
         }
         let subject = message.subject().clone();
         let requester = core.wires.requester(&subject)?;
-        let deadline = core.clock.now() + self.timeout;
+        let deadline = after(core.clock.now(), self.timeout);
         let reply = requester
             .request(message.with_deadline(self.timeout), deadline)
             .wait()

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{IntoFuture, poll_fn};
+use std::future::{IntoFuture, poll_fn, ready};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use super::{Client, ClientCore, Delivery, Wire};
 use crate::context::{Context, Scope};
 use crate::engine::copies;
 use crate::extract::StateMap;
+use crate::failure::one_line;
 use crate::pattern::publish_subscribe::{
     Incoming, Order, Received, Settle, SettleBatch, Settlement, Spec, SubscriptionId,
 };
@@ -149,7 +150,8 @@ impl<P> fmt::Debug for Subscribe<'_, P> {
 /// The deliveries of a subscription, as a stream. Dropping it gives back what was not settled.
 ///
 /// An item that cannot be decoded is an `Err`, and its message is in the group's dead letters; a private copy of it is
-/// acknowledged. An `Err` that is [retryable](Error::is_retryable) is news of the connection: the stream goes on.
+/// acknowledged. A dead letter that cannot be decoded is never dead-lettered again: it stays unsettled until the
+/// subscription ends, so read dead letters as [`Message`](crate::Message). An `Err` that is [retryable](Error::is_retryable) is news of the connection: the stream goes on.
 #[must_use = "deliveries come as the subscription is read"]
 pub struct Subscription<P> {
     shared: Arc<SubscriptionShared>,
@@ -158,6 +160,8 @@ pub struct Subscription<P> {
     waiting: VecDeque<Received>,
     /// The dead-lettering of an undecodable message, before its error is handed out.
     refusing: Option<BoxFuture<'static, Error>>,
+    /// Dead letters that cannot be decoded; the window bounds them.
+    held: Vec<Delivery<()>>,
     ended: bool,
     payload: PhantomData<fn() -> P>,
 }
@@ -192,6 +196,7 @@ impl<P: FromPayload> Subscription<P> {
             info: Arc::new(info),
             client: Arc::clone(core),
             states: Arc::new(StateMap::default()),
+            codec: core.codec,
             abandoned: CancellationToken::new(),
         };
         let settler = incoming.settler();
@@ -208,6 +213,7 @@ impl<P: FromPayload> Subscription<P> {
             batch,
             waiting: VecDeque::new(),
             refusing: None,
+            held: Vec::new(),
             ended: false,
             payload: PhantomData,
         }
@@ -240,7 +246,10 @@ impl<P: FromPayload> Subscription<P> {
             if let Some(received) = self.waiting.pop_front() {
                 match self.open(received) {
                     Ok(delivery) => return Poll::Ready(Some(Ok(delivery))),
-                    Err(refusing) => self.refusing = Some(refusing),
+                    Err(undecodable) => {
+                        let (delivery, error) = *undecodable;
+                        self.refusing = Some(self.refuse(delivery, error));
+                    }
                 }
                 continue;
             }
@@ -258,7 +267,7 @@ impl<P: FromPayload> Subscription<P> {
         }
     }
 
-    fn open(&self, received: Received) -> Result<Delivery<P>, BoxFuture<'static, Error>> {
+    fn open(&self, received: Received) -> Result<Delivery<P>, Box<(Delivery<()>, Error)>> {
         let Received {
             message,
             tag,
@@ -267,23 +276,26 @@ impl<P: FromPayload> Subscription<P> {
         } = received;
         let mut context = Context::new(message, Arc::clone(&self.shared.scope));
         context.native = native;
+        let shared = Arc::clone(&self.shared);
         match P::from_payload(&context.message) {
-            Ok(payload) => Ok(Delivery::new(
-                payload,
-                context,
-                tag,
-                Arc::clone(&self.shared),
-            )),
-            Err(error) => {
-                let delivery = Delivery::new((), context, tag, Arc::clone(&self.shared));
-                Err(Box::pin(async move {
-                    match delivery.dead_letter(error.to_string()).await {
-                        Ok(()) => error,
-                        Err(failed) => failed,
-                    }
-                }))
-            }
+            Ok(payload) => Ok(Delivery::new(payload, context, tag, shared)),
+            Err(error) => Err(Box::new((Delivery::new((), context, tag, shared), error))),
         }
+    }
+
+    /// Deals with a delivery that cannot be decoded, before its error is handed out.
+    fn refuse(&mut self, delivery: Delivery<()>, error: Error) -> BoxFuture<'static, Error> {
+        if self.shared.spec.subscription.pattern.is_dead_letters() {
+            self.held.push(delivery);
+            return Box::pin(ready(error));
+        }
+        let reason = one_line(&error);
+        Box::pin(async move {
+            match delivery.dead_letter(reason).await {
+                Ok(()) => error,
+                Err(failed) => failed,
+            }
+        })
     }
 }
 

@@ -65,17 +65,23 @@ impl Invoke {
         cx: &mut TaskContext<'_>,
     ) -> First {
         let begun = catch_unwind(AssertUnwindSafe(|| {
-            match self.call(context, slot) {
-                Ok(()) => {}
+            let in_span = match self.call(context, slot) {
+                Ok(in_span) => in_span,
                 Err(Rejection::Undecodable(error)) => {
                     return First::Over(Err(Failed::Undecodable(error)));
                 }
                 Err(Rejection::Failed(failure)) => {
                     return First::Over(Err(Failed::By(failure)));
                 }
-            }
+            };
             match slot.poll(cx) {
-                Poll::Ready(result) => First::Over(result.map_err(Failed::By)),
+                Poll::Ready(result) => {
+                    if in_span {
+                        // The span ends now, not when the box is used again.
+                        *slot = no_future();
+                    }
+                    First::Over(result.map_err(Failed::By))
+                }
                 Poll::Pending => First::Waiting(std::mem::replace(slot, no_future())),
             }
         }));
@@ -89,7 +95,7 @@ impl Invoke {
         deadline: Instant,
     ) -> Result<Output, Failed> {
         let mut timer: Option<Sleep> = None;
-        poll_fn(|cx| {
+        let result = poll_fn(|cx| {
             match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
                 Ok(Poll::Pending) => {}
                 Ok(Poll::Ready(result)) => return Poll::Ready(result.map_err(Failed::By)),
@@ -100,7 +106,12 @@ impl Invoke {
                 .poll_unpin(cx)
                 .map(|()| Err(Failed::By(self.timed_out())))
         })
-        .await
+        .await;
+        // What the handler still held may panic as it goes.
+        match catch_unwind(AssertUnwindSafe(|| drop(future))) {
+            Ok(()) => result,
+            Err(panic) => Err(Failed::By(panicked(&*panic))),
+        }
     }
 
     /// A whole attempt.
@@ -112,23 +123,25 @@ impl Invoke {
         }
     }
 
-    fn call(&self, context: &Context, slot: &mut HandlerFuture) -> Result<(), Rejection> {
+    /// Puts the handler's future into the box; `true` says that it holds a span.
+    fn call(&self, context: &Context, slot: &mut HandlerFuture) -> Result<bool, Rejection> {
         let span = self.span(context);
         if self.layers.is_empty() && span.is_disabled() {
-            return (self.handler)(context, slot);
+            return (self.handler)(context, slot).map(|()| false);
         }
         if self.layers.is_empty() {
             let _entered = span.enter();
             (self.handler)(context, slot)?;
         } else {
             let next = Next::new(Arc::clone(&self.layers), Arc::clone(&self.handler));
-            slot.set(next.run(context.for_handler()));
+            slot.set(next.run(context.clone()));
         }
-        if !span.is_disabled() {
+        let in_span = !span.is_disabled();
+        if in_span {
             let future = std::mem::replace(slot, no_future());
             *slot = HandlerFuture::new(future.instrument(span));
         }
-        Ok(())
+        Ok(in_span)
     }
 
     fn span(&self, context: &Context) -> tracing::Span {

@@ -9,7 +9,9 @@ use futures::future::{BoxFuture, join_all};
 use super::attempt::{Failed, First, Invoke};
 use super::worker::{Started, Work};
 use crate::client::error_reply;
+use crate::clock::after;
 use crate::context::Context;
+use crate::failure::one_line;
 use crate::handler::{HandlerFuture, Output};
 use crate::pattern::request_reply::{IncomingCalls, ReceivedCall, Replier, Reply};
 use crate::pattern::{Batch, Progress, PullResult, Tag};
@@ -21,6 +23,8 @@ pub(crate) struct CallWork {
     invoke: Invoke,
     replier: Arc<dyn Replier>,
     metrics: HandlerMetrics,
+    /// The largest payload that the wire takes.
+    max_reply: usize,
 }
 
 /// A call on its way through its handler.
@@ -37,12 +41,13 @@ pub(crate) struct CallDone {
 }
 
 impl CallWork {
-    pub(crate) fn new(invoke: Invoke, replier: Arc<dyn Replier>) -> Self {
+    pub(crate) fn new(invoke: Invoke, replier: Arc<dyn Replier>, max_reply: usize) -> Self {
         let metrics = HandlerMetrics::new(&invoke.scope.info);
         Self {
             invoke,
             replier,
             metrics,
+            max_reply,
         }
     }
 
@@ -54,7 +59,7 @@ impl CallWork {
         let result = match first {
             First::Over(result) => result,
             First::Waiting(future) => {
-                let own = self.invoke.clock().now() + self.invoke.timeout;
+                let own = after(self.invoke.clock().now(), self.invoke.timeout);
                 let deadline = job
                     .context
                     .deadline
@@ -66,15 +71,14 @@ impl CallWork {
     }
 
     fn answer(&self, job: CallJob, result: Result<Output, Failed>) -> CallDone {
-        let reply = match result {
-            Ok(output) => {
+        let reply = result.map(|output| self.reply(&job.context, output));
+        let reply = match reply {
+            Ok(Ok(reply)) => {
                 self.metrics.handled.increment(1);
-                self.reply(&job.context, output)
+                reply
             }
-            Err(failed) => {
-                self.metrics.refused.increment(1);
-                error_reply(job.context.subject(), &self.refusal(&job.context, failed))
-            }
+            Ok(Err(error)) => self.refuse(&job.context, &error),
+            Err(failed) => self.refuse(&job.context, &self.refusal(&job.context, failed)),
         };
         CallDone {
             job,
@@ -82,20 +86,41 @@ impl CallWork {
         }
     }
 
-    fn reply(&self, context: &Context, output: Output) -> Message {
+    fn refuse(&self, context: &Context, error: &RemoteError) -> Message {
+        self.metrics.refused.increment(1);
+        let reply = error_reply(context.subject(), error);
+        match self.too_large(&reply) {
+            None => reply,
+            // Its details do not fit.
+            Some(_) => error_reply(context.subject(), &error.clone().with_details(None)),
+        }
+    }
+
+    /// A reply that the wire would refuse would leave its caller waiting.
+    fn too_large(&self, reply: &Message) -> Option<RemoteError> {
+        let (size, max) = (reply.payload().len(), self.max_reply);
+        (size > max).then(|| {
+            let (handler, subject) = (self.name(), reply.subject());
+            tracing::error!(handler, %subject, size, max, "the reply is larger than the transport takes");
+            let text = format!("the reply has {size} bytes, the transport takes {max}");
+            RemoteError::new(RemoteError::TOO_LARGE, text)
+        })
+    }
+
+    fn reply(&self, context: &Context, output: Output) -> Result<Message, RemoteError> {
         let Some(encoded) = output.0 else {
             // A layer answered in the handler's place, with nothing.
-            let nothing = RemoteError::new(RemoteError::INTERNAL, "no reply was made");
-            return error_reply(context.subject(), &nothing);
+            return Err(RemoteError::new(RemoteError::INTERNAL, "no reply was made"));
         };
-        Message::new(context.subject().clone(), encoded.bytes)
-            .with_content_type(encoded.content_type)
+        let reply = Message::new(context.subject().clone(), encoded.bytes)
+            .with_content_type(encoded.content_type);
+        self.too_large(&reply).map_or(Ok(reply), Err)
     }
 
     fn refusal(&self, context: &Context, failed: Failed) -> RemoteError {
         match failed {
             Failed::Undecodable(error) => {
-                RemoteError::new(RemoteError::INVALID_PAYLOAD, error.to_string())
+                RemoteError::new(RemoteError::INVALID_PAYLOAD, one_line(&error))
             }
             Failed::By(failure) => failure.to_remote(|| {
                 let error_id = MessageId::random().to_string();
@@ -142,6 +167,10 @@ impl Work for CallWork {
             tag,
             began,
         })
+    }
+
+    fn is_ordered(&self, _: &ReceivedCall) -> bool {
+        false
     }
 
     fn start(

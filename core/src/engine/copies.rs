@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::pattern::publish_subscribe::{
     Entry, Provision, PublishBatch, Published, Store, SubscriptionId, Target,
 };
+use crate::wire::{MAX_ERROR, clip};
 use crate::{Error, ErrorKind, Message, Pattern, Subject};
 
 /// How long a copy may take to be stored before its original is given back.
@@ -70,7 +71,6 @@ pub(crate) async fn publish_dead_letter(
 ) -> Result<(), Error> {
     let mut message = failed_copy(context, Some(error)).with_subject(Subject::dead_letters(group));
     let trail = message.trail_mut();
-    trail.group = Some(group.to_string());
     trail.origin = Some(wire.name.clone());
     trail.due = None;
     publish(wire, Entry::new(message)).await
@@ -118,10 +118,12 @@ fn failed_copy(context: &Context, error: Option<&str>) -> Message {
     trail.pattern = Some(info.pattern.clone());
     trail.group.clone_from(&info.group);
     trail.handler = Some(info.name.clone());
-    trail.first_at.get_or_insert(now);
+    trail
+        .first_at
+        .get_or_insert(context.first_failed.unwrap_or(now));
     trail.last_at = Some(now);
     if let Some(error) = error {
-        trail.error = Some(error.to_owned());
+        trail.error = Some(clip(error, MAX_ERROR).to_owned());
     }
     message
 }

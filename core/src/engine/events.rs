@@ -15,6 +15,7 @@ use super::lanes::Lanes;
 use super::retry::{Schedule, Verdict};
 use super::worker::{Started, Work};
 use crate::client::Wire;
+use crate::clock::after;
 use crate::context::Context;
 use crate::handler::HandlerFuture;
 use crate::pattern::publish_subscribe::{
@@ -103,7 +104,7 @@ impl EventWork {
 
     /// Goes on with a delivery whose handler waits, or has failed, until it can be settled.
     async fn carry_on(self: Arc<Self>, mut job: EventJob, first: First) -> EventDone {
-        let deadline = || self.invoke.clock().now() + self.invoke.timeout;
+        let deadline = || after(self.invoke.clock().now(), self.invoke.timeout);
         let mut result = match first {
             First::Over(result) => result,
             First::Waiting(future) => self.invoke.go_on(future, deadline()).await,
@@ -114,12 +115,10 @@ impl EventWork {
                     self.count_handled(&job);
                     return Self::done(job, Settlement::Ack);
                 }
-                Err(Failed::Undecodable(error)) => {
-                    Failure::permanent(format!("undecodable: {error}"))
-                }
+                Err(Failed::Undecodable(error)) => Failure::undecodable(error),
                 Err(Failed::By(failure)) => failure,
             };
-            job.context.failed = job.context.failed.saturating_add(1);
+            job.context.fail(self.invoke.clock().wall());
             let verdict = self.settings.schedule.verdict(job.context.failed, &failure);
             self.report(&job, &failure, verdict);
             match verdict {
@@ -154,8 +153,8 @@ impl EventWork {
 
     async fn store_dead_letter(self: Arc<Self>, job: EventJob, failure: &Failure) -> EventDone {
         let group = &self.settings.dead_group;
-        let publish =
-            || copies::publish_dead_letter(&self.wire, &job.context, group, failure.message());
+        let detail = failure.detail();
+        let publish = || copies::publish_dead_letter(&self.wire, &job.context, group, &detail);
         if !self.store(&job, "dead letter", publish).await {
             return Self::done(job, Settlement::Return);
         }
@@ -189,7 +188,7 @@ impl EventWork {
         let timer = self
             .invoke
             .clock()
-            .sleep_until(self.invoke.clock().now() + time);
+            .sleep_until(after(self.invoke.clock().now(), time));
         let _waiting = Counted::new(&self.waiting);
         let stopping = std::pin::pin!(self.stopping.cancelled());
         matches!(select(stopping, timer).await, Either::Right(_))
@@ -214,7 +213,7 @@ impl EventWork {
                 handler,
                 &job.context.message,
                 outcome,
-                Some(failure.message().to_owned()),
+                Some(failure.detail()),
             );
         }
         match verdict {
@@ -237,7 +236,7 @@ impl EventWork {
     /// A message that the broker has delivered so often kills its handlers before they can fail.
     fn crash_loop(self: &Arc<Self>, mut job: EventJob) -> BoxFuture<'static, EventDone> {
         let this = Arc::clone(self);
-        job.context.failed = job.context.failed.saturating_add(1);
+        job.context.fail(self.invoke.clock().wall());
         let failure = Failure::permanent(format!(
             "delivered {} times without an outcome",
             job.deliveries
@@ -293,6 +292,10 @@ impl Work for EventWork {
         };
         job.keyed = true;
         self.lanes.enter(&key, job)
+    }
+
+    fn is_ordered(&self, received: &Received) -> bool {
+        self.settings.order != Order::None && received.message.key().is_some()
     }
 
     fn start(

@@ -11,5 +11,5 @@ mod worker;
 pub(crate) use attempt::Invoke;
 pub(crate) use calls::CallWork;
 pub(crate) use events::{EventSettings, EventWork};
-pub(crate) use retry::Schedule;
+pub(crate) use retry::{LONGEST, Schedule};
 pub(crate) use worker::Crew;

@@ -7,6 +7,8 @@ use crate::{Class, Failure, Guarantee};
 
 /// Steps up to this long are waited for in place; longer ones in the broker.
 const IN_PLACE: Duration = Duration::from_secs(1);
+/// The longest wait that can be asked for: the top rung of the wires' delay ladder, about four years.
+pub(crate) const LONGEST: Duration = Duration::from_secs(1 << 27);
 /// Waits in place are shortened at random by at most one part in so many, so that failures do not return in step.
 const JITTER: u32 = 10;
 
@@ -50,7 +52,7 @@ impl Schedule {
         let Some(&step) = self.steps.get(index) else {
             return self.end();
         };
-        let wait = failure.delay().unwrap_or(step);
+        let wait = failure.delay().unwrap_or(step).min(LONGEST);
         if wait <= IN_PLACE || self.after_failure == AfterFailure::Hold || self.dead_letters {
             Verdict::InPlace(jittered(wait))
         } else if self.broadcast {

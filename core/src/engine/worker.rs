@@ -50,6 +50,9 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
     /// Makes a job of what was pulled; `None` where it has to wait for another one, which will hand it out.
     fn admit(&self, item: Self::Item) -> Option<Self::Job>;
 
+    /// Whether the item has to be admitted in the order in which it was pulled.
+    fn is_ordered(&self, item: &Self::Item) -> bool;
+
     /// Runs a job in `slot` as far as it goes without waiting.
     fn start(
         self: &Arc<Self>,
@@ -69,6 +72,17 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
 
     /// The source has news or has ended.
     fn interrupted(&self, error: &Error);
+}
+
+/// Tells on a worker that ends without having been told to: what it held is delivered again, and health must not be green.
+struct Supervised<W: Work>(Arc<Crew<W>>);
+
+impl<W: Work> Drop for Supervised<W> {
+    fn drop(&mut self) {
+        if !self.0.stopping.load(Ordering::Acquire) {
+            self.0.ended.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// How far a job went.
@@ -135,7 +149,11 @@ impl<W: Work> Crew<W> {
             |index| self.concurrency / count + usize::from(index < self.concurrency % count);
         let workers = (0..count).map(|index| {
             let mut worker = Worker::new(Arc::clone(self), index, share(index));
-            Box::pin(poll_fn(move |cx| worker.poll(cx))) as BoxFuture<'static, ()>
+            let supervised = Supervised(Arc::clone(self));
+            Box::pin(poll_fn(move |cx| {
+                let _ = &supervised;
+                worker.poll(cx)
+            })) as BoxFuture<'static, ()>
         });
         workers.collect()
     }
@@ -384,10 +402,16 @@ impl<W: Work> Worker<W> {
         self.pulls = self.pulls.wrapping_add(1);
         let timed = (self.pulls.is_multiple_of(SAMPLE) || self.slow).then(Instant::now);
         // A full batch means that there is more, and slow handlers must not wait for each other on one worker.
-        if self.crew.wakers.len() > 1 && (count == room || self.slow) {
+        let passes_on = self.crew.wakers.len() > 1 && (count == room || self.slow);
+        let mut batch = std::mem::replace(&mut self.batch, Batch::empty());
+        if passes_on {
+            // Whoever pulls next must find the keys of this batch taken.
+            if batch.iter().any(|item| self.crew.work.is_ordered(item)) {
+                let admitted = batch.drain().filter_map(|item| self.crew.work.admit(item));
+                self.backlog.extend(admitted);
+            }
             self.crew.pass_on(self.index);
         }
-        let mut batch = std::mem::replace(&mut self.batch, Batch::empty());
         for item in batch.drain() {
             let Some(job) = self.crew.work.admit(item) else {
                 continue;
@@ -400,6 +424,7 @@ impl<W: Work> Worker<W> {
             }
         }
         self.batch = batch;
+        self.run_backlog(cx, budget);
         *budget = budget.saturating_sub(count);
         if let Some(start) = timed {
             self.slow = start.elapsed() > SLOW * u32::try_from(count).unwrap_or(u32::MAX);

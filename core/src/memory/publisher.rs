@@ -13,6 +13,7 @@ use super::backlog::{Backlog, Wakers};
 use super::broker::{Broker, Route};
 use super::queue::Queue;
 use super::transport::{Connection, closed};
+use crate::clock::after;
 use crate::pattern::Progress;
 use crate::pattern::publish_subscribe::{
     Entry, Guarantee, PublishBatch, Published, Publisher, Receipt, SubscriptionId, Target, no_route,
@@ -47,7 +48,7 @@ impl Publisher for MemoryPublisher {
         match outbox.push(connection, &mut batch) {
             Ok(()) => Progress::Done(batch),
             Err(full) => {
-                let deadline = connection.clock.now() + batch.timeout();
+                let deadline = after(connection.clock.now(), batch.timeout());
                 let connection = Arc::clone(connection);
                 Progress::pending(outbox.wait_and_push(connection, batch, full, deadline))
             }

@@ -130,6 +130,11 @@ impl<T> Batch<T> {
         self.items.is_empty()
     }
 
+    /// The items.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.items.iter()
+    }
+
     /// Takes the items out and asks for at most `room` the next time.
     pub fn drain(&mut self) -> impl Iterator<Item = T> {
         self.items.drain(..)

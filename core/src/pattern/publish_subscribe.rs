@@ -551,15 +551,11 @@ impl PublishBatch {
         (self.entries, self.outcomes)
     }
 
-    /// Takes a batch of one apart. An entry without an outcome is unknown.
-    ///
-    /// # Panics
-    /// Where the batch is empty.
+    /// Takes a batch of one apart; `None` where it is empty. An entry without an outcome is unknown.
     #[must_use = "it holds the outcome"]
-    pub fn into_single(mut self) -> (Entry, Published) {
-        let entry = self.entries.pop().expect("a batch of one");
-        let outcome = self.outcomes.pop().unwrap_or_else(no_outcome);
-        (entry, outcome)
+    pub fn into_single(mut self) -> Option<(Entry, Published)> {
+        let entry = self.entries.pop()?;
+        Some((entry, self.outcomes.pop().unwrap_or_else(no_outcome)))
     }
 
     /// How many entries there are.

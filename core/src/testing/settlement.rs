@@ -11,6 +11,7 @@ use futures::future::{BoxFuture, Either, select};
 use tokio::sync::watch;
 
 use super::World;
+use crate::client::Options;
 use crate::clock::Clock;
 use crate::message::Guard;
 use crate::{Client, Emit, Error, ErrorKind, Message, Receipt};
@@ -49,6 +50,7 @@ pub struct Settlement {
     world: Arc<World>,
     /// Names the emit in the error of a test that hangs.
     message: Result<Message, Error>,
+    options: Options,
 }
 
 impl Settlement {
@@ -57,11 +59,12 @@ impl Settlement {
         world: Arc<World>,
         emit: impl FnOnce(&Client) -> Emit<'_>,
     ) -> Self {
-        let message = emit(&client).into_message();
+        let (message, options) = emit(&client).into_parts();
         Self {
             client,
             world,
             message,
+            options,
         }
     }
 
@@ -72,7 +75,7 @@ impl Settlement {
         message.set_guard(Some(Guard(Arc::new(guard))));
         let receipt = self
             .world
-            .drive(self.client.forward(message).into_future())
+            .drive(Emit::of_parts(&self.client, message, self.options).into_future())
             .await?;
         let settled = self.world.drive(async {
             // The channel closes with the last message that holds the guard.

@@ -13,10 +13,18 @@ use anywire::{ContentType, Message, MessageId};
 /// Methods panic where the books cannot balance any more: that is how a test reports.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    confirmed: HashMap<MessageId, Message>,
-    unknown: HashMap<MessageId, Message>,
-    received: HashMap<MessageId, usize>,
+    accounts: HashMap<MessageId, Account>,
+    /// Accounts that are confirmed and have not arrived.
+    missing: usize,
     repeated: usize,
+}
+
+/// One message.
+#[derive(Debug)]
+struct Account {
+    sent: Message,
+    confirmed: bool,
+    arrivals: usize,
 }
 
 impl Ledger {
@@ -36,30 +44,42 @@ impl Ledger {
     /// Enters messages that the wire has confirmed.
     pub fn confirm<'a>(&mut self, messages: impl IntoIterator<Item = &'a Message>) {
         for message in messages {
-            self.confirmed.insert(id(message), message.clone());
+            self.open(message, true);
         }
     }
 
     /// Enters messages whose fate nobody waited for.
     pub fn enter_unknown<'a>(&mut self, messages: impl IntoIterator<Item = &'a Message>) {
         for message in messages {
-            self.unknown.insert(id(message), message.clone());
+            self.open(message, false);
         }
     }
 
     /// Enters entries by their outcomes. What was rejected must not arrive.
+    ///
+    /// # Panics
+    /// When there is not one outcome for each entry.
     pub fn enter(&mut self, entries: &[Entry], outcomes: &[Published]) {
         assert_eq!(entries.len(), outcomes.len(), "one outcome for each entry");
-        for (entry, outcome) in entries.iter().zip(outcomes) {
-            let id = id(&entry.message);
-            self.repeated +=
-                usize::from(self.confirmed.contains_key(&id) || self.unknown.contains_key(&id));
-            let book = match outcome {
-                Published::Accepted(_) => &mut self.confirmed,
-                Published::Unknown(_) => &mut self.unknown,
-                Published::Rejected(_) => continue,
-            };
-            book.insert(id, entry.message.clone());
+        for (Entry { message, .. }, outcome) in entries.iter().zip(outcomes) {
+            self.repeated += usize::from(self.accounts.contains_key(&id(message)));
+            match outcome {
+                Published::Accepted(_) => self.open(message, true),
+                Published::Unknown(_) => self.open(message, false),
+                Published::Rejected(_) => {}
+            }
+        }
+    }
+
+    fn open(&mut self, message: &Message, confirmed: bool) {
+        let account = self.accounts.entry(id(message)).or_insert_with(|| Account {
+            sent: message.clone(),
+            confirmed: false,
+            arrivals: 0,
+        });
+        if confirmed && !account.confirmed {
+            account.confirmed = true;
+            self.missing += usize::from(account.arrivals == 0);
         }
     }
 
@@ -68,26 +88,25 @@ impl Ledger {
     /// # Panics
     /// For a message that nobody sent or that was changed on its way.
     pub fn receive(&mut self, message: &Message) {
-        let id = id(message);
-        let sent = self.confirmed.get(&id).or_else(|| self.unknown.get(&id));
-        let Some(sent) = sent else {
+        let Some(account) = self.accounts.get_mut(&id(message)) else {
             panic!("a message arrived that was not published or was rejected: {message:?}");
         };
-        assert_intact(sent, message);
-        *self.received.entry(id).or_default() += 1;
+        assert_intact(&account.sent, message);
+        self.missing -= usize::from(account.confirmed && account.arrivals == 0);
+        account.arrivals += 1;
     }
 
     /// How many confirmed messages have not arrived.
     #[must_use]
     pub fn missing(&self) -> usize {
-        let arrived = |id: &&MessageId| !self.received.contains_key(*id);
-        self.confirmed.keys().filter(arrived).count()
+        self.missing
     }
 
     /// How many different messages have arrived.
     #[must_use]
     pub fn arrived(&self) -> usize {
-        self.received.len()
+        let arrived = |account: &&Account| account.arrivals > 0;
+        self.accounts.values().filter(arrived).count()
     }
 
     /// How many entries were published again after their fate was unknown: each may be a duplicate.
@@ -99,7 +118,8 @@ impl Ledger {
     /// How many arrivals were not the first of their message.
     #[must_use]
     pub fn duplicates(&self) -> usize {
-        self.received.values().map(|count| count - 1).sum()
+        let more = |account: &Account| account.arrivals.saturating_sub(1);
+        self.accounts.values().map(more).sum()
     }
 
     /// Adds the arrivals of another receiver that shares the work.
@@ -118,7 +138,11 @@ impl Ledger {
     /// When a confirmed message is missing or duplicates exceed `ceiling`.
     pub fn balance(&self, ceiling: usize) {
         let (missing, duplicates) = (self.missing(), self.duplicates());
-        let total = self.confirmed.len();
+        let total = self
+            .accounts
+            .values()
+            .filter(|account| account.confirmed)
+            .count();
         assert_eq!(
             missing, 0,
             "{missing} of {total} confirmed messages were lost"

@@ -2,18 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use anywire::ErrorKind;
 use anywire::pattern::publish_subscribe::{Entry, Published, Settlement};
 use anywire::transport::Status;
+use anywire::{ErrorKind, Route, Router};
 
 use crate::behaviour::behaviours;
 use crate::{Connection, Ledger, Test};
 
 behaviours! {
     m01_restarts_under_load_lose_nothing: [Broker, Durable],
+    m02_a_broker_that_was_away_is_found_again: [Broker, Durable],
     m03_a_cut_network_heals_without_loss: [Broker, Durable],
     m05_a_frozen_broker_thaws_without_loss: [Broker],
     m06_killed_connections_come_back_by_themselves: [Broker, Durable],
+    m08_what_vanished_with_the_broker_is_made_again: [Broker, Calls],
+    m09_an_app_that_starts_without_a_broker_waits_for_it: [Broker],
     m15_quick_flaps_leave_nothing_behind: [Broker],
     m16_an_ack_of_the_old_connection_is_stale: [Broker, Durable],
     m17_the_state_of_the_connection_is_told: [Broker],
@@ -40,6 +43,35 @@ pub async fn m01_restarts_under_load_lose_nothing(test: &Test) {
     publish_unaided(test, &publisher, &messages[half..], &mut ledger).await;
     receive_unaided(&mut subscription, &mut ledger).await;
     ledger.balance(2 * 100 + ledger.repeated());
+}
+
+/// Away for a while, with a message tried every tenth of a second; afterwards all goes on by itself.
+pub async fn m02_a_broker_that_was_away_is_found_again(test: &Test) {
+    let (publisher, consumer) = (test.connect().await, test.connect().await);
+    let mut subscription = consumer.subscribe(test.spec("group", "events")).await;
+    let mut ledger = Ledger::new();
+    publish_unaided(test, &publisher, &test.messages("events", 10), &mut ledger).await;
+    test.broker().stop().await.expect("the broker stops");
+    let away = Instant::now() + Duration::from_secs(test.profile().pick(2, 30, 30));
+    while Instant::now() < away {
+        let entries: Vec<_> = test
+            .messages("events", 1)
+            .into_iter()
+            .map(Entry::new)
+            .collect();
+        let outcomes = publisher
+            .try_publish(entries.clone(), Duration::from_millis(100))
+            .await;
+        assert!(
+            !matches!(outcomes.as_slice(), [Published::Accepted(_)]),
+            "accepted by nobody"
+        );
+        ledger.enter(&entries, &outcomes);
+    }
+    test.broker().start().await.expect("the broker starts");
+    publish_unaided(test, &publisher, &test.messages("events", 10), &mut ledger).await;
+    receive_unaided(&mut subscription, &mut ledger).await;
+    ledger.balance(256);
 }
 
 /// Packets vanish for a few seconds, in both directions, without a word.
@@ -116,6 +148,73 @@ pub async fn m06_killed_connections_come_back_by_themselves(test: &Test) {
     publish_unaided(test, &publisher, &test.messages("events", 30), &mut ledger).await;
     receive_unaided(&mut subscription, &mut ledger).await;
     ledger.balance(3 * 50 + ledger.repeated());
+}
+
+/// Subscriptions that leave nothing behind, and served patterns, are opened again by the adapter.
+pub async fn m08_what_vanished_with_the_broker_is_made_again(test: &Test) {
+    let client = test.connect().await;
+    let mut private = client.subscribe(test.broadcast("events")).await;
+    let _stored = client.subscribe(test.spec("group", "events")).await;
+    let mut calls = client.serve("ask").await;
+    test.broker().kill().await.expect("the broker is killed");
+    test.broker().start().await.expect("the broker starts");
+    let mut status = client.transport().status();
+    let back = tokio::time::timeout(RECOVERY, status.wait_for(Status::is_connected));
+    assert!(
+        back.await.is_ok_and(|told| told.is_ok()),
+        "the connection did not come back"
+    );
+    let end = Instant::now() + RECOVERY;
+    while private
+        .next_within(Duration::from_millis(200))
+        .await
+        .is_none()
+    {
+        assert!(
+            Instant::now() < end,
+            "the private subscription did not come back"
+        );
+        let _ = client
+            .try_send(Entry::new(test.message("events", "news")))
+            .await;
+    }
+    let question = test.message("ask", "still there?");
+    let asked = client.request(question, RECOVERY);
+    let answering = async {
+        let call = calls.next().await.expect("the call arrives");
+        calls
+            .answer(&call, "yes")
+            .await
+            .expect("the answer is taken");
+    };
+    let (answer, ()) = futures::future::join(asked, answering).await;
+    assert_eq!(answer.expect("an answer").payload(), "yes");
+}
+
+/// With `connect_timeout` unset it waits for as long as it takes, and then works.
+pub async fn m09_an_app_that_starts_without_a_broker_waits_for_it(test: &Test) {
+    let (tell, mut seen) = test.sightings();
+    let handler = move |number: u32| {
+        let tell = tell.clone();
+        async move { tell.tell(number).await }
+    };
+    let route = Route::event(test.pattern("events"), handler).name("handler");
+    test.broker().stop().await.expect("the broker stops");
+    let app = test.app("app").router(Router::new().route(route));
+    let mut starting = tokio::spawn(app.start());
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut starting).await;
+    test.broker().start().await.expect("the broker starts");
+    assert!(early.is_err(), "it did not wait: {early:?}");
+    let app = tokio::time::timeout(RECOVERY, starting)
+        .await
+        .expect("it finds the broker");
+    let app = app.expect("no panic").expect("the app starts");
+    app.client()
+        .emit(test.subject("events"), &7)
+        .await
+        .expect("accepted");
+    assert_eq!(seen.next().await, 7);
+    app.shutdown().await.expect("it stops");
 }
 
 /// Connect, work a moment, be killed, many times. (The runner counts tasks, sockets and threads.)

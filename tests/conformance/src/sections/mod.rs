@@ -22,6 +22,7 @@ pub mod request_reply;
 pub mod retrying;
 pub mod settlement;
 pub mod shutdown;
+pub mod subscribing;
 
 use crate::Behaviour;
 
@@ -35,6 +36,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     fidelity::ALL,
     addressing::ALL,
     settlement::ALL,
+    subscribing::ALL,
     redelivery::ALL,
     retrying::ALL,
     ordering::ALL,
@@ -85,6 +87,7 @@ mod tests {
             include_str!("retrying.rs"),
             include_str!("settlement.rs"),
             include_str!("shutdown.rs"),
+            include_str!("subscribing.rs"),
         ];
         let written = sources
             .iter()

@@ -25,6 +25,7 @@ behaviours! {
     o07_a_caller_that_gives_up_leaves_nothing_behind: [Calls],
     o08_a_server_that_vanishes_leaves_one_result_by_the_deadline: [Calls],
     o09_a_second_reply_is_an_error_and_reaches_nobody: [Calls],
+    o10_a_call_whose_connection_is_lost_ends: [Calls, Broker],
     o11_many_abandoned_calls_leave_a_working_client: [Calls],
     o12_the_server_is_told_how_much_time_is_left: [Calls],
     o13_request_and_reply_survive_as_they_are: [Calls],
@@ -266,6 +267,34 @@ pub async fn o09_a_second_reply_is_an_error_and_reaches_nobody(test: &Test) {
         let (answer, ()) = futures::future::join(asked, answering).await;
         assert_eq!(answer.expect("an answer").payload(), expected);
     }
+}
+
+/// With the reply, on the new connection, or with an error; never later than its deadline, and the next one works.
+pub async fn o10_a_call_whose_connection_is_lost_ends(test: &Test) {
+    let (server, client) = (test.connect().await, test.connect().await);
+    let mut calls = server.serve("ask").await;
+    let asked = client.request(test.message("ask", "cut off"), PATIENCE);
+    let cut = async {
+        let call = calls.next().await.expect("the call arrives");
+        test.broker()
+            .kill_connections()
+            .await
+            .expect("the connections are killed");
+        let _ = calls.answer(&call, "late").await;
+    };
+    // That it ends by its deadline is asserted by the connection.
+    let (_, ()) = futures::future::join(asked, cut).await;
+    let serving = tokio::spawn(answer_each(calls));
+    let end = Instant::now() + 2 * PATIENCE;
+    while client
+        .request(test.message("ask", "next"), Duration::from_secs(1))
+        .await
+        .is_err()
+    {
+        assert!(Instant::now() < end, "calls did not recover");
+    }
+    server.close().await;
+    serving.await.expect("the server ends");
 }
 
 /// Thousands of calls that end at their deadlines; then one that is answered. (The runner looks for tasks that stayed.)
