@@ -87,6 +87,17 @@ pub struct Limits {
 
 /// What a transport can do. Used to select conformance tests, to check handlers at start-up and to write the table in
 /// the README; a declaration that is not true fails the conformance suite.
+///
+/// ```
+/// use anywire::Support;
+/// use anywire::config::TransportConfig;
+/// use anywire::transport::Adapter;
+///
+/// let adapter = anywire::memory::adapter();
+/// let capabilities = adapter.capabilities(&TransportConfig::bare("main", "shop", "memory"));
+/// assert_eq!(capabilities.calls, Support::Native);
+/// assert!(capabilities.rows().contains(&("durable", "no".to_owned())));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// Messages survive when no consumer is attached and when the broker restarts.

@@ -60,7 +60,8 @@ pub struct TokioClock;
 
 impl Clock for TokioClock {
     fn now(&self) -> Instant {
-        Instant::now()
+        // Not the operating system's: a test may have paused tokio's time, and timers run on that.
+        tokio::time::Instant::now().into_std()
     }
 
     fn wall(&self) -> SystemTime {
@@ -218,6 +219,18 @@ mod tests {
         assert!(clock.advance_to_next());
         timer.await.unwrap();
         assert_eq!(clock.now(), start + Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_default_clock_agrees_with_its_timers_when_time_is_paused() {
+        let start = TokioClock.now();
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert_eq!(TokioClock.now() - start, Duration::from_secs(30));
+        let deadline = TokioClock.now() + Duration::from_secs(5);
+        let mut timer = TokioClock.sleep_until(deadline);
+        assert!(futures::poll!(&mut timer).is_pending());
+        timer.await;
+        assert!(TokioClock.now() >= deadline);
     }
 
     #[tokio::test]

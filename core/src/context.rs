@@ -14,6 +14,16 @@ use crate::{Codec, Headers, Key, Message, MessageId, Subject};
 /// A delivery as its handler and its layers see it: the message, where it came from, and which attempt this is.
 ///
 /// Cheap to clone. As an extractor it may stand anywhere after the payload.
+///
+/// ```
+/// use anywire::{Context, Result};
+///
+/// async fn placed(order: u32, context: Context) -> Result<()> {
+///     println!("{order} on {}, attempt {}", context.subject(), context.attempt());
+///     Ok(())
+/// }
+/// # let _ = anywire::Router::new().on_event("shop.placed", placed);
+/// ```
 #[derive(Debug)]
 pub struct Context {
     pub(crate) message: Message,

@@ -8,6 +8,14 @@ use serde::de::DeserializeOwned;
 use crate::RemoteError;
 
 /// What went wrong, for code that has to decide. Read the message, act on the kind.
+///
+/// ```
+/// use anywire::{ErrorKind, Subject};
+///
+/// let error = Subject::parse("shop..placed").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Config);
+/// assert!(ErrorKind::Unavailable.is_retryable() && !ErrorKind::Config.is_retryable());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

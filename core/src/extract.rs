@@ -224,6 +224,17 @@ fn parse<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, Failure> {
 /// A value that the app holds for its handlers, cloned for each delivery: a pool, a cache, an `Arc`.
 ///
 /// A handler whose state the app does not have stops the start.
+///
+/// ```
+/// use std::sync::Arc;
+/// use anywire::{App, Result, Router, State};
+///
+/// async fn quote(sku: String, State(prices): State<Arc<Vec<String>>>) -> Result<bool> {
+///     Ok(prices.contains(&sku))
+/// }
+/// let app = App::new("shop").router(Router::new().on_call("shop.has", quote)).state(Arc::new(vec!["tea".to_owned()]));
+/// assert!(app.check().is_ok());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State<T>(pub T);
 

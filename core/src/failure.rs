@@ -25,6 +25,25 @@ pub enum Class {
 ///
 /// A caller gets `code`, `message` and `details`, and reads the typed error back with
 /// [`Error::remote_as`](crate::Error::remote_as).
+///
+/// ```
+/// use std::borrow::Cow;
+/// use anywire::{Class, HandlerError};
+///
+/// #[derive(Debug)]
+/// struct SoldOut;
+///
+/// impl HandlerError for SoldOut {
+///     fn code(&self) -> Cow<'static, str> {
+///         "sold_out".into()
+///     }
+///
+///     fn message(&self) -> String {
+///         "there is none left".to_owned()
+///     }
+/// }
+/// assert_eq!(SoldOut.into_failure().class(), Class::Permanent);
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an error that a handler can return",
     label = "not a handler's error",

@@ -74,6 +74,15 @@ pub struct Encoded {
 }
 
 /// The payload's bytes, as they are.
+///
+/// ```
+/// use anywire::{Raw, Result};
+///
+/// async fn size(Raw(bytes): Raw) -> Result<usize> {
+///     Ok(bytes.len())
+/// }
+/// # let _ = anywire::Router::new().on_call("demo.size", size);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Raw(pub Bytes);
 
@@ -93,6 +102,15 @@ impl IntoPayload for Raw {
 }
 
 /// A payload that nobody looks at, whatever it is.
+///
+/// ```
+/// use anywire::{Ignore, Result};
+///
+/// async fn count(_: Ignore) -> Result<()> {
+///     Ok(())
+/// }
+/// # let _ = anywire::Router::new().on_event("shop.>", count);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ignore;
 

@@ -6,6 +6,13 @@ use serde_json::Value;
 /// What a handler answered instead of a reply: a code to branch on, a message to read, details to decode.
 ///
 /// It travels as a JSON object in the reply's payload, marked by the `anywire-error` header that holds the code.
+///
+/// ```
+/// use anywire::RemoteError;
+///
+/// let error = RemoteError::new("sold_out", "there is none left").with_details(Some(3.into()));
+/// assert_eq!((error.code(), error.details_as::<u32>()), ("sold_out", Some(3)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RemoteError {
     code: String,

@@ -149,6 +149,16 @@ impl App {
 
     /// Checks everything that can be checked without a connection: patterns, configuration, capabilities. For CI.
     ///
+    /// ```
+    /// use anywire::{App, Ignore, Param, Result, Router};
+    ///
+    /// async fn placed(_: Ignore, Param(_region): Param<String>) -> Result<()> {
+    ///     Ok(())
+    /// }
+    /// let app = App::new("shop").router(Router::new().on_event("shop.placed", placed));
+    /// assert!(app.check().unwrap_err().to_string().contains("captures"));
+    /// ```
+    ///
     /// # Errors
     /// The first thing that would stop the start.
     pub fn check(&self) -> Result<(), Error> {

@@ -21,6 +21,18 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// An app that has started: its client, its health, and its end.
 ///
 /// Dropping it without [`shutdown`](Self::shutdown) abandons the handlers that run; what they held is delivered again.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anywire::Result<()> {
+/// use anywire::App;
+///
+/// let app = App::new("shop").start().await?;
+/// assert!(app.health().is_ok());
+/// app.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "dropping a running app abandons its handlers"]
 pub struct RunningApp {
     client: Client,

@@ -16,6 +16,26 @@ use crate::{Error, Message, Support};
 /// A received message that must be settled. Settling consumes it; one that is dropped goes back and is delivered again.
 ///
 /// It derefs to its payload.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anywire::Result<()> {
+/// use std::time::Duration;
+///
+/// # let app = anywire::App::new("shop").start().await?;
+/// # let client = app.client();
+/// let mut orders = client.subscribe::<u32>("shop.placed").group("audit").await?;
+/// client.emit("shop.placed", &7).await?;
+///
+/// let delivery = orders.next().await.unwrap()?;
+/// assert_eq!(*delivery, 7);
+/// delivery.retry_after(Duration::from_millis(1)).await?; // it comes again
+///
+/// let again = orders.next().await.unwrap()?;
+/// assert_eq!(again.take().await?, 7);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a delivery that is dropped is delivered again"]
 pub struct Delivery<P> {
     payload: Option<P>,

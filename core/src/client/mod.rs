@@ -75,6 +75,19 @@ impl Client {
     ///
     /// The connections close when [`close`](Self::close) is called.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Client, Unrouted};
+    ///
+    /// let client = Client::connect(App::new("probe").url("memory://")).await?;
+    /// let receipt = client.emit("probe.alive", &true).unrouted(Unrouted::Ignore).await?;
+    /// assert!(receipt.is_unrouted());
+    /// client.close().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`App::start`](crate::App::start).
     pub async fn connect(app: crate::App) -> Result<Self, Error> {
@@ -84,6 +97,18 @@ impl Client {
     /// Publishes an event. Completes when the transport's guarantee is met, or by its deadline (10 s).
     ///
     /// The target is a subject or a contract; the payload is encoded now. Nothing is sent before the builder is awaited.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// # let app = anywire::App::new("shop").start().await?;
+    /// # let client = app.client();
+    /// let mut placed = client.subscribe::<u32>("shop.*.placed").await?;
+    /// client.emit("shop.eu.placed", &7).key("c-17").header("tenant", "blue").await?;
+    /// assert_eq!(placed.next().await.unwrap()?.take().await?, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// `NoRoute` where nobody takes it, `Overloaded` where a queue stayed full, `OutcomeUnknown` where it cannot be known
@@ -100,6 +125,18 @@ impl Client {
     }
 
     /// Publishes many events to one target, pipelined.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// # let app = anywire::App::new("shop").start().await?;
+    /// # let client = app.client();
+    /// let _ticks = client.subscribe::<u32>("metrics.tick").await?;
+    /// let receipts = client.emit_all("metrics.tick", &[1, 2, 3]).await?;
+    /// assert_eq!(receipts.len(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// An [`EmitAllError`] that holds each entry's result, where any of them failed.
@@ -124,6 +161,20 @@ impl Client {
 
     /// Makes a call and waits for its reply, at most until its deadline (10 s).
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use std::time::Duration;
+    /// use anywire::ErrorKind;
+    ///
+    /// # let app = anywire::App::new("shop").start().await?;
+    /// # let client = app.client();
+    /// let quote = client.request::<_, u32>("shop.quote", "tea").timeout(Duration::from_secs(2)).await;
+    /// assert_eq!(quote.unwrap_err().kind(), ErrorKind::NoRoute); // nobody answers here
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// `Remote` with what the handler answered, `NoRoute` at once where nobody listens and the wire can tell, `Timeout`.
     ///
@@ -139,6 +190,22 @@ impl Client {
 
     /// Listens to a pattern: with a group as one of its consumers, without one as a private copy that leaves nothing
     /// behind.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// # let app = anywire::App::new("shop").start().await?;
+    /// # let client = app.client();
+    /// let mut orders = client.subscribe::<String>("shop.*.placed").group("audit").await?;
+    /// client.emit("shop.eu.placed", "tea").await?;
+    /// if let Some(delivery) = orders.next().await {
+    ///     let delivery = delivery?;
+    ///     assert_eq!(delivery.context().subject().as_str(), "shop.eu.placed");
+    ///     delivery.ack().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[allow(
         clippy::needless_pass_by_value,
         reason = "a contract or a literal reads better at the call than a reference to it"

@@ -246,7 +246,8 @@ impl<P: FromPayload> Subscription<P> {
             if let Some(received) = self.waiting.pop_front() {
                 match self.open(received) {
                     Ok(delivery) => return Poll::Ready(Some(Ok(delivery))),
-                    Err((delivery, error)) => {
+                    Err(undecodable) => {
+                        let (delivery, error) = *undecodable;
                         self.refusing = Some(self.refuse(delivery, error));
                     }
                 }
@@ -266,7 +267,7 @@ impl<P: FromPayload> Subscription<P> {
         }
     }
 
-    fn open(&self, received: Received) -> Result<Delivery<P>, (Delivery<()>, Error)> {
+    fn open(&self, received: Received) -> Result<Delivery<P>, Box<(Delivery<()>, Error)>> {
         let Received {
             message,
             tag,
@@ -278,7 +279,7 @@ impl<P: FromPayload> Subscription<P> {
         let shared = Arc::clone(&self.shared);
         match P::from_payload(&context.message) {
             Ok(payload) => Ok(Delivery::new(payload, context, tag, shared)),
-            Err(error) => Err((Delivery::new((), context, tag, shared), error)),
+            Err(error) => Err(Box::new((Delivery::new((), context, tag, shared), error))),
         }
     }
 

@@ -6,6 +6,17 @@ use crate::pattern::publish_subscribe::{Guarantee, Order, Provision, Start};
 use crate::{Codec, Pattern};
 
 /// What may be set for a handler: in code, in `[defaults]`, in `[handlers.NAME]`.
+///
+/// ```
+/// use anywire::{Config, HandlerSettings, Pattern};
+///
+/// let config = Config::from_toml("[handlers.placed]\nconcurrency = 8")?;
+/// let code = HandlerSettings { concurrency: Some(4), ..HandlerSettings::default() };
+/// let handler = config.handler("placed", &Pattern::parse("shop.placed")?, &code, "shop")?;
+/// assert_eq!(handler.concurrency, 8); // operations beat code
+/// assert_eq!(handler.origin("concurrency").to_string(), "configuration:2");
+/// # Ok::<(), anywire::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HandlerSettings {
     /// The group that shares the work. Default: the app's name.

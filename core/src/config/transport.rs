@@ -17,6 +17,16 @@ use crate::{Error, Secret};
 
 /// The configuration of one transport, as its adapter gets it. Credentials are not in the URL any more, and `Debug` holds
 /// none.
+///
+/// ```
+/// use anywire::Config;
+///
+/// let config = Config::from_toml("url = 'nats://shop:hunter2@localhost:4222'")?;
+/// let transport = config.transport("main", "shop")?;
+/// assert_eq!((transport.scheme.as_str(), transport.endpoints[0].port), ("nats", Some(4222)));
+/// assert!(!format!("{transport:?}").contains("hunter2"));
+/// # Ok::<(), anywire::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct TransportConfig {
     /// Its name in the configuration, such as `main`.

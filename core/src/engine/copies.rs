@@ -71,7 +71,6 @@ pub(crate) async fn publish_dead_letter(
 ) -> Result<(), Error> {
     let mut message = failed_copy(context, Some(error)).with_subject(Subject::dead_letters(group));
     let trail = message.trail_mut();
-    trail.group = Some(group.to_string());
     trail.origin = Some(wire.name.clone());
     trail.due = None;
     publish(wire, Entry::new(message)).await

@@ -61,6 +61,22 @@ pub fn adapter() -> MemoryAdapter {
 }
 
 /// The adapter for `memory://` on a broker that others are on too: two apps in one process, or an app and its test.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anywire::Result<()> {
+/// use anywire::App;
+/// use anywire::memory::{MemoryBroker, adapter_on};
+///
+/// let broker = MemoryBroker::new();
+/// let shop = App::new("shop").adapter(adapter_on(&broker)).start().await?;
+/// let till = App::new("till").adapter(adapter_on(&broker)).start().await?;
+/// let mut placed = till.client().subscribe::<u32>("shop.placed").await?;
+/// shop.client().emit("shop.placed", &7).await?;
+/// assert_eq!(placed.next().await.unwrap()?.take().await?, 7);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub fn adapter_on(broker: &MemoryBroker) -> MemoryAdapter {
     MemoryAdapter::new(broker.clone())

@@ -15,6 +15,16 @@ use futures::future::BoxFuture;
 /// An operation that an adapter often finishes on the spot: no allocation where it did.
 ///
 /// `Done` holds the answer; `Pending` is a future for the cases that must wait.
+///
+/// ```
+/// use anywire::pattern::Progress;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// assert_eq!(Progress::Done(1).wait().await, 1);
+/// assert_eq!(Progress::pending(async { 2 }).wait().await, 2);
+/// # }
+/// ```
 pub enum Progress<T> {
     /// Finished already.
     Done(T),
@@ -60,6 +70,16 @@ pub struct Tag {
 }
 
 /// Where an adapter puts what it pulled. The buffer is reused, so pulling allocates nothing once it has grown.
+///
+/// ```
+/// use anywire::pattern::Batch;
+///
+/// let mut batch = Batch::new(2);
+/// batch.push("one");
+/// assert_eq!((batch.len(), batch.room()), (1, 1));
+/// assert_eq!(batch.drain().collect::<Vec<_>>(), ["one"]);
+/// assert_eq!(batch.room(), 2);
+/// ```
 #[derive(Debug)]
 pub struct Batch<T> {
     items: Vec<T>,

@@ -144,6 +144,15 @@ pub enum Provision {
 }
 
 /// The identity of a subscription: who shares the work, and on what.
+///
+/// ```
+/// use anywire::Pattern;
+/// use anywire::pattern::publish_subscribe::SubscriptionId;
+///
+/// let one = SubscriptionId::new("shop", Pattern::parse("shop.{region}.placed")?);
+/// assert_eq!(one.to_string(), "shop/shop.*.placed");
+/// # Ok::<(), anywire::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriptionId {
     /// The group that shares the work; `None` for a broadcast subscription, where every instance gets a copy.
@@ -453,6 +462,19 @@ impl Entry {
 }
 
 /// Entries to publish together, and then their outcomes. A single message needs no allocation.
+///
+/// ```
+/// use std::time::Duration;
+/// use anywire::pattern::publish_subscribe::{Entry, PublishBatch, Published};
+/// use anywire::{Message, Receipt, Subject};
+///
+/// let message = Message::new(Subject::parse("shop.placed")?, "7");
+/// let mut batch = PublishBatch::single(Entry::new(message), Duration::from_secs(1));
+/// batch.record(Published::Accepted(Receipt::new())); // what an adapter does
+/// let (_, outcome) = batch.into_single();
+/// assert!(matches!(outcome, Published::Accepted(_)));
+/// # Ok::<(), anywire::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct PublishBatch {
     entries: SmallVec<[Entry; 1]>,
@@ -493,6 +515,12 @@ impl PublishBatch {
     /// The entries, to be changed before they are handed over.
     pub fn entries_mut(&mut self) -> &mut [Entry] {
         &mut self.entries
+    }
+
+    /// The outcomes that were recorded, in the order of the entries. For wrappers that look on.
+    #[must_use]
+    pub fn outcomes(&self) -> &[Published] {
+        &self.outcomes
     }
 
     /// How long the adapter may take.

@@ -23,6 +23,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// That is counted along the causal chain: every message that a handler emits through its [`Client`] keeps the count up,
 /// a retry and a delayed copy too. The clock jumps to the next timer whenever nothing else is left to happen.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anywire::Result<()> {
+/// use anywire::testing::TestApp;
+/// use anywire::{App, Client, Result, Router};
+///
+/// async fn placed(count: u32, client: Client) -> Result<()> {
+///     client.emit("billing.charge", &(count * 250)).await?;
+///     Ok(())
+/// }
+/// async fn charge(_cents: u32) -> Result<()> {
+///     Ok(())
+/// }
+/// let router = Router::new().on_event("shop.placed", placed).on_event("billing.charge", charge);
+/// let test = TestApp::start(App::new("shop").router(router)).await?;
+/// test.emit("shop.placed", &2).await?; // both handlers have ended
+/// assert_eq!(test.handled("charge"), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "an event is emitted when the settlement is awaited"]
 pub struct Settlement {
     client: Client,

@@ -9,12 +9,14 @@
 //!
 //! It ends with status 0 if every line is accounted for, 1 if not, and 2 if it could not run.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anywire::{App, Client, Config, Error, Result};
 use anywire_examples::shop::summary::Summary;
 use anywire_examples::shop::{app, customer, lines};
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -52,7 +54,7 @@ fn start_log(mode: Mode) {
     };
     let chosen = std::env::var("RUST_LOG").ok();
     let filter = chosen.and_then(|filter| filter.parse().ok());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     tracing_subscriber::registry()
         .with(lines)
         .with(filter.unwrap_or_else(quiet))
@@ -98,14 +100,8 @@ async fn order(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
         Some(path) => lines::open(path)
             .map_err(|error| Error::config(format!("cannot read {path}: {error}")))?,
     };
-    let stop = CancellationToken::new();
-    let signals = tokio::spawn(stop_on_signal(stop.clone()));
-    let summary = customer::run(client, lines, &stop, show_progress()).await;
-    signals.abort();
-    let mut summary = summary?;
-    if stop.is_cancelled() {
-        summary.cut.get_or_insert("stopped by a signal".to_owned());
-    }
+    let stop = stop_on_signal()?;
+    let summary = customer::run(client, lines, &stop, show_progress()).await?;
     println!("{summary}");
     let accounted_for = summary.problems().is_empty();
     Ok(ExitCode::from(u8::from(!accounted_for)))
@@ -124,37 +120,69 @@ fn must_have_a_broker() -> Result<()> {
 }
 
 /// The first signal stops the reading; a second one exits at once.
-async fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
-    wait_for_signal().await?;
-    stop.cancel();
-    wait_for_signal().await?;
-    std::process::exit(130);
+fn stop_on_signal() -> io::Result<CancellationToken> {
+    let mut signals = Signals::listen()?;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        stopping.cancel();
+        signals.next().await;
+        std::process::exit(130);
+    });
+    Ok(stop)
 }
 
 #[cfg(unix)]
-async fn wait_for_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        ended = tokio::signal::ctrl_c() => ended,
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
 #[cfg(not(unix))]
-async fn wait_for_signal() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// On a terminal, one line that is written over and over.
 fn show_progress() -> impl Fn(&Summary) {
-    let terminal = std::io::stderr().is_terminal();
+    let terminal = io::stderr().is_terminal();
     move |summary| {
         if terminal {
-            let (read, placed, done) = (summary.read, summary.placed, summary.fulfilled);
-            let dead = summary.dead.values().sum::<u64>();
-            eprint!("\r{read} read, {placed} placed, {done} done, {dead} dead-lettered ");
-            let _ = std::io::stderr().flush();
+            let dead: u64 = summary.dead.values().sum();
+            // Back to the line's start when it is written, so that whatever comes next takes its place.
+            eprint!(
+                "{} read, {} placed, {} fulfilled, {dead} dead-lettered\r",
+                summary.read, summary.placed, summary.fulfilled
+            );
         }
     }
 }

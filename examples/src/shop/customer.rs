@@ -3,7 +3,7 @@
 //! It needs a [`Client`] and nothing else, so it runs in the service's own process on memory just as it does at the other
 //! end of a broker.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anywire::{
     Bytes, Client, ContentType, Error, ErrorKind, FromPayload, Message, MessageId, Raw, Result,
@@ -12,7 +12,7 @@ use anywire::{
 use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, Part};
@@ -78,7 +78,9 @@ pub async fn run(
             }
         }
     }
-    Ok(ledger.into_inner().close(begun.elapsed()))
+    let mut summary = ledger.into_inner().close(begun.elapsed());
+    summary.stopped = stop.is_cancelled();
+    Ok(summary)
 }
 
 /// One call before all others, to fail with one sentence instead of thousands.
@@ -298,11 +300,13 @@ fn bury(letter: &Message, ledger: &mut Ledger) {
     }
 }
 
-/// `the payload cannot be read from JSON: missing field `item` at line 1 column 9`, without what differs in each line.
+/// What is wrong with a line, without its place and its values, which differ in each: ``missing field `item` `` of
+/// ``undecodable: the payload cannot be read from JSON: missing field `item` at line 1 column 9``.
 fn kind_of_defect(reason: &str) -> &str {
-    let reason = reason.split_once("JSON: ").map_or(reason, |(_, rest)| rest);
-    let reason = reason.split(" at line ").next().unwrap_or(reason);
-    reason.split(": ").next().unwrap_or(reason)
+    let defect = reason.split_once("JSON: ").map_or(reason, |(_, rest)| rest);
+    let ends = [" at line ", " from index ", ": "];
+    let end = ends.iter().filter_map(|end| defect.find(end)).min();
+    end.and_then(|end| defect.get(..end)).unwrap_or(defect)
 }
 
 /// Sees that something goes on.
@@ -337,17 +341,21 @@ mod tests {
 
     #[test]
     fn defects_of_one_kind_are_counted_together() {
-        let of = |text: &str| {
-            kind_of_defect(&format!("the payload cannot be read from JSON: {text}")).to_owned()
-        };
-        assert_eq!(
-            of("missing field `item` at line 1 column 40"),
-            "missing field `item`"
-        );
-        assert_eq!(
-            of("invalid type: string \"two\", expected i64 at line 1 column 2"),
-            "invalid type"
-        );
-        assert_eq!(kind_of_defect("anything else"), "anything else");
+        let json = "undecodable: the payload cannot be read from JSON: ";
+        for (reason, kind) in [
+            (
+                "missing field `item` at line 1 column 40",
+                "missing field `item`",
+            ),
+            (
+                "invalid utf-8 sequence of 1 bytes from index 66",
+                "invalid utf-8 sequence of 1 bytes",
+            ),
+            ("a value does not fit: \"two\"", "a value does not fit"),
+            ("anything else", "anything else"),
+        ] {
+            assert_eq!(kind_of_defect(&format!("{json}{reason}")), kind);
+            assert_eq!(kind_of_defect(reason), kind);
+        }
     }
 }

@@ -43,9 +43,11 @@ pub fn open(path: &str) -> io::Result<Lines> {
     Ok(read(BufReader::new(File::open(path)?)))
 }
 
-/// Reads in a thread of its own: a terminal or a pipe may block for ever, and a thread does not keep the program from
-/// ending.
-fn read(mut input: impl BufRead + Send + 'static) -> Lines {
+/// The lines of `input`.
+///
+/// They are read in a thread of its own: a terminal or a pipe may block for ever, and a thread does not keep the program
+/// from ending.
+pub fn read(mut input: impl BufRead + Send + 'static) -> Lines {
     let (sender, lines) = mpsc::channel(AHEAD);
     thread::spawn(move || {
         while let Some(line) = next_line(&mut input).transpose() {

@@ -42,8 +42,10 @@ pub struct Summary {
     pub open: Vec<String>,
     /// The undecodable lines of which nothing more was heard.
     pub open_undecodable: u64,
-    /// Why the input ended before its end.
+    /// Why the input could not be read to its end.
     pub cut: Option<String>,
+    /// Whether the run was told to stop before the input's end.
+    pub stopped: bool,
 }
 
 impl Summary {
@@ -78,6 +80,9 @@ impl Summary {
         if !self.unsent.is_empty() {
             let reasons = reasons(&self.unsent);
             problems.push(format!("some lines could not be sent: {reasons}"));
+        }
+        if let Some(cut) = &self.cut {
+            problems.push(format!("the input could not be read to its end: {cut}"));
         }
         problems
     }
@@ -125,8 +130,8 @@ impl fmt::Display for Summary {
             self.percentile(50),
             self.percentile(99),
         )?;
-        if let Some(cut) = &self.cut {
-            writeln!(f, "the input was not read to its end: {cut}")?;
+        if self.stopped {
+            writeln!(f, "stopped before the end of the input")?;
         }
         let problems = self.problems();
         if problems.is_empty() {
@@ -190,7 +195,8 @@ mod tests {
     fn a_summary_balances_only_to_the_last_line() {
         assert_eq!(balanced().problems(), [""; 0]);
         type Break = fn(&mut Summary);
-        let breaks: [(Break, &str); 6] = [
+        let breaks: [(Break, &str); 7] = [
+            (|it| it.cut = Some("disk on fire".into()), "disk on fire"),
             (|it| it.read += 1, "11 lines read, but 10"),
             (|it| it.fulfilled -= 1, "3 orders placed, but 2"),
             (|it| it.dead.clear(), "3 orders placed, but 2"),
