@@ -275,7 +275,8 @@ async fn a_message_that_is_too_large_is_refused_by_name_and_the_next_one_goes_th
 
 #[tokio::test]
 async fn forged_framework_fields_do_not_get_past_a_client() {
-    let seen: Arc<Mutex<Vec<(u32, Option<u32>, usize)>>> = Arc::default();
+    type Seen = Vec<(u32, Option<u32>, usize)>;
+    let seen: Arc<Mutex<Seen>> = Arc::default();
     let noted = Arc::clone(&seen);
     let note = move |message: Message, context: Context| {
         let trail = message.trail().map(|trail| trail.attempt);

@@ -29,7 +29,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 fn counts(snapshotter: &Snapshotter) -> HashMap<(String, String), f64> {
     let counted = snapshotter.snapshot().into_vec().into_iter();
     counted
-        .filter_map(|(key, _, _, value)| {
+        .map(|(key, _, _, value)| {
             let label = key
                 .key()
                 .labels()
@@ -40,10 +40,10 @@ fn counts(snapshotter: &Snapshotter) -> HashMap<(String, String), f64> {
                 DebugValue::Gauge(value) => value.0,
                 DebugValue::Histogram(values) => values.len() as f64,
             };
-            Some((
+            (
                 (key.key().name().to_owned(), label.unwrap_or_default()),
                 value,
-            ))
+            )
         })
         .collect()
 }

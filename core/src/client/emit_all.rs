@@ -142,11 +142,12 @@ async fn publish_chunk(
     let mut open = Vec::with_capacity(chunk.len());
     for message in chunk {
         let place = results.len();
-        results.push(message.and_then(|message| {
+        // What is open has its place here and is overwritten by its outcome.
+        results.push(message.map(|message| {
             let (entry, fresh) = prepare(client, message, guarantee);
             let unrouted = route.unrouted;
             open.push((place, Job { fresh, unrouted }, entry));
-            Err(no_entry())
+            Receipt::new()
         }));
     }
     let mut pauses = Pauses::until(deadline);
@@ -183,8 +184,12 @@ async fn publish_once(
     }
     let (entries, outcomes) = wire.publisher.publish(batch).wait().await.into_parts();
     let mut unknown = Vec::new();
-    for ((place, job), (entry, outcome)) in jobs.into_iter().zip(entries.into_iter().zip(outcomes))
-    {
+    let mut published = entries.into_iter().zip(outcomes);
+    for (place, job) in jobs {
+        let Some((entry, outcome)) = published.next() else {
+            results[place] = failed(core, no_entry());
+            continue;
+        };
         results[place] = match job.result(core, &entry, outcome, first) {
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
                 unknown.push((place, job, entry));

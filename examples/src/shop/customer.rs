@@ -300,12 +300,12 @@ fn bury(letter: &Message, ledger: &mut Ledger) {
     }
 }
 
-/// What is wrong with a line, without the place, which differs in each: ``missing field `item` `` of
+/// What is wrong with a line, without its place and its values, which differ in each: ``missing field `item` `` of
 /// ``undecodable: the payload cannot be read from JSON: missing field `item` at line 1 column 9``.
 fn kind_of_defect(reason: &str) -> &str {
-    let defect = reason.rsplit(": ").next().unwrap_or(reason);
-    let places = [" at line ", " from index "];
-    let end = places.iter().filter_map(|place| defect.find(place)).min();
+    let defect = reason.split_once("JSON: ").map_or(reason, |(_, rest)| rest);
+    let ends = [" at line ", " from index ", ": "];
+    let end = ends.iter().filter_map(|end| defect.find(end)).min();
     end.and_then(|end| defect.get(..end)).unwrap_or(defect)
 }
 
@@ -351,6 +351,7 @@ mod tests {
                 "invalid utf-8 sequence of 1 bytes from index 66",
                 "invalid utf-8 sequence of 1 bytes",
             ),
+            ("a value does not fit: \"two\"", "a value does not fit"),
             ("anything else", "anything else"),
         ] {
             assert_eq!(kind_of_defect(&format!("{json}{reason}")), kind);
