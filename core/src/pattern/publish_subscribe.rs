@@ -471,7 +471,7 @@ impl Entry {
 /// let message = Message::new(Subject::parse("shop.placed")?, "7");
 /// let mut batch = PublishBatch::single(Entry::new(message), Duration::from_secs(1));
 /// batch.record(Published::Accepted(Receipt::new())); // what an adapter does
-/// let (_, outcome) = batch.into_single();
+/// let (_, outcome) = batch.into_single().unwrap();
 /// assert!(matches!(outcome, Published::Accepted(_)));
 /// # Ok::<(), anywire::Error>(())
 /// ```
