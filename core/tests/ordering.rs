@@ -288,6 +288,9 @@ async fn configuration_by_handler_name_makes_it_sequential() {
     for number in 0..4 {
         app.client().emit("a.b", &number).await.unwrap();
     }
+    until("the first", || gate.running.lock().len() == 1).await;
+    settle().await;
+    assert_eq!(*gate.running.lock(), [0], "one at a time");
     gate.go.add_permits(4);
     until("the end", || gate.done.lock().len() == 4).await;
     assert_eq!(gate.most.load(Ordering::Relaxed), 1);

@@ -471,8 +471,8 @@ impl Entry {
 /// let message = Message::new(Subject::parse("shop.placed")?, "7");
 /// let mut batch = PublishBatch::single(Entry::new(message), Duration::from_secs(1));
 /// batch.record(Published::Accepted(Receipt::new())); // what an adapter does
-/// let (_, outcome) = batch.into_single().unwrap();
-/// assert!(matches!(outcome, Published::Accepted(_)));
+/// let ended = batch.into_single();
+/// assert!(matches!(ended, Some((_, Published::Accepted(_)))));
 /// # Ok::<(), anywire::Error>(())
 /// ```
 #[derive(Debug)]
