@@ -3,9 +3,10 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::Once;
 use std::time::Duration;
 
 use anywire::clock::ManualClock;
@@ -14,7 +15,6 @@ use anywire::testing::TestApp;
 use anywire::{App, Client, Config, Failure, Ignore, Result, Route, Router, Unrouted, telemetry};
 use common::{app_on, until};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use parking_lot::Mutex;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -67,6 +67,7 @@ async fn refuses(number: u32) -> Result<u32> {
 
 #[test]
 fn every_outcome_is_counted_once() {
+    Log::listen();
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     metrics::with_local_recorder(&recorder, || {
@@ -122,29 +123,42 @@ fn every_outcome_is_counted_once() {
     assert_eq!(of(telemetry::PUBLISH_FAILED, "shop"), 1.0);
 }
 
-/// Everything that is logged, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What this thread has logged: one test, whose runtime has no other thread.
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Log;
 
 impl Log {
+    /// Everything that the future logs, as text.
     fn of<F: Future>(future: F) -> String {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || block_on(future));
-        let text = log.0.lock().clone();
-        String::from_utf8(text).unwrap()
+        Self::listen();
+        LOGGED.take();
+        block_on(future);
+        String::from_utf8(LOGGED.take()).unwrap()
+    }
+
+    /// One subscriber for the whole program, in place before anything is logged: `tracing` remembers for each place
+    /// in the code whether anyone wants it, and with subscribers that come and go by thread it remembers what the
+    /// thread that came first wanted.
+    fn listen() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let subscriber = tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::TRACE)
+                .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+                .with_ansi(false)
+                .with_writer(|| Self)
+                .finish();
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+        });
     }
 }
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
+        LOGGED.with_borrow_mut(|logged| logged.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
