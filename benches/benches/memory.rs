@@ -231,6 +231,8 @@ fn main() {
         };
         let measured = if only.starts_with("event") {
             our_events(runtime, count, Flavour::Plain)
+        } else if only.starts_with("all") {
+            our_events(runtime, count, Flavour::EmitAll)
         } else if only.starts_with("loop") {
             loop_events(runtime, count)
         } else {
