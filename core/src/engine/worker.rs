@@ -19,8 +19,9 @@ use crate::pattern::{Batch, PullResult, Pulled};
 
 /// How many deliveries are pulled at once.
 const PULL: usize = 64;
-/// How many jobs a worker runs before other tasks of its thread get a turn.
-const BUDGET: usize = 256;
+/// How many jobs a worker runs before other tasks of its thread get a turn: what tokio gives a task, so that handlers
+/// that emit once each seldom meet its end.
+const BUDGET: usize = 128;
 /// How many flushes may be under way before a worker stops pulling.
 const MAX_FLUSHES: usize = 8;
 /// Handlers that keep a worker longer than this each are spread over all workers.
@@ -59,7 +60,7 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
         job: Self::Job,
         slot: &mut HandlerFuture,
         cx: &mut Context<'_>,
-    ) -> Started<Self::Done>;
+    ) -> Started<Self::Done, Self::Job>;
 
     /// Books an end, and hands out the job that waited for it.
     fn finish(&self, done: Self::Done, outbox: &mut Self::Outbox) -> Option<Self::Job>;
@@ -86,9 +87,18 @@ impl<W: Work> Drop for Supervised<W> {
 }
 
 /// How far a job went.
-pub(crate) enum Started<T> {
+pub(crate) enum Started<T, J> {
     Done(T),
-    Parked(BoxFuture<'static, T>),
+    /// Its handler waits for something; it counts as running.
+    Parked(BoxFuture<'static, Paused<T, J>>),
+}
+
+/// What a parked job comes to.
+pub(crate) enum Paused<T, J> {
+    Done(T),
+    /// It rests until its next attempt, and leaves its place to others: it is held, but it does not run. The future is
+    /// the job when it may run again, or its end where the app stops first.
+    Resting(BoxFuture<'static, Result<J, T>>),
 }
 
 /// The workers of one handler, and what they share.
@@ -270,10 +280,13 @@ struct Worker<W: Work> {
     backlog: VecDeque<W::Job>,
     /// Where a handler's future is until it has to wait: the same box for one after the other.
     slot: HandlerFuture,
-    parked: FuturesUnordered<BoxFuture<'static, W::Done>>,
+    parked: FuturesUnordered<BoxFuture<'static, Paused<W::Done, W::Job>>>,
+    resting: FuturesUnordered<BoxFuture<'static, Result<W::Job, W::Done>>>,
     outbox: W::Outbox,
     flushes: FuturesUnordered<BoxFuture<'static, ()>>,
     finished: usize,
+    /// Whom a stop wakes.
+    listening: Option<Waker>,
     pulls: u32,
     slow: bool,
 }
@@ -288,20 +301,23 @@ impl<W: Work> Worker<W> {
             backlog: VecDeque::new(),
             slot: no_future(),
             parked: FuturesUnordered::new(),
+            resting: FuturesUnordered::new(),
             outbox: W::Outbox::default(),
             flushes: FuturesUnordered::new(),
             finished: 0,
+            listening: None,
             pulls: 0,
             slow: false,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.crew.wakers[self.index].register(cx.waker());
+        self.listen(cx);
         let mut budget = BUDGET;
         loop {
             let stopping = self.crew.stopping.load(Ordering::Acquire);
             self.poll_parked(cx);
+            self.poll_resting(cx);
             let more = if stopping {
                 self.give_back();
                 false
@@ -309,13 +325,13 @@ impl<W: Work> Worker<W> {
                 self.run_backlog(cx, &mut budget)
             };
             self.flush();
-            while let Poll::Ready(Some(())) = self.flushes.poll_next_unpin(cx) {}
+            self.poll_flushes(cx);
             if more {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if stopping {
-                if self.parked.is_empty() && self.backlog.is_empty() && self.flushes.is_empty() {
+                if self.is_idle() {
                     return Poll::Ready(());
                 }
                 return Poll::Pending;
@@ -330,12 +346,55 @@ impl<W: Work> Worker<W> {
         }
     }
 
+    /// Has a stop wake this worker, by the waker that it was last polled with.
+    fn listen(&mut self, cx: &Context<'_>) {
+        let waker = cx.waker();
+        if !self
+            .listening
+            .as_ref()
+            .is_some_and(|known| known.will_wake(waker))
+        {
+            self.crew.wakers[self.index].register(waker);
+            self.listening = Some(waker.clone());
+        }
+    }
+
     fn poll_parked(&mut self, cx: &mut Context<'_>) {
         while !self.parked.is_empty() {
-            let Poll::Ready(Some(done)) = self.parked.poll_next_unpin(cx) else {
+            match self.parked.poll_next_unpin(cx) {
+                Poll::Ready(Some(Paused::Done(done))) => self.finish(done),
+                Poll::Ready(Some(Paused::Resting(rest))) => {
+                    self.resting.push(rest);
+                    self.poll_resting(cx);
+                }
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+    }
+
+    fn poll_resting(&mut self, cx: &mut Context<'_>) {
+        while !self.resting.is_empty() {
+            match self.resting.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(job))) => self.backlog.push_back(job),
+                Poll::Ready(Some(Err(done))) => self.finish(done),
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Whether nothing is left to do.
+    fn is_idle(&self) -> bool {
+        self.parked.is_empty()
+            && self.resting.is_empty()
+            && self.backlog.is_empty()
+            && self.flushes.is_empty()
+    }
+
+    fn poll_flushes(&mut self, cx: &mut Context<'_>) {
+        while !self.flushes.is_empty() {
+            let Poll::Ready(Some(())) = self.flushes.poll_next_unpin(cx) else {
                 return;
             };
-            self.finish(done);
         }
     }
 
@@ -433,7 +492,10 @@ impl<W: Work> Worker<W> {
     }
 
     fn room(&self) -> usize {
-        if self.flushes.len() >= MAX_FLUSHES {
+        // Those that rest may take half of the window, and the others go on; with more of them the handler as a whole
+        // is in trouble, and new work would only join them.
+        let most = (self.crew.window / 2 / self.crew.wakers.len()).max(1);
+        if self.flushes.len() >= MAX_FLUSHES || self.resting.len() >= most {
             return 0;
         }
         let free = self
