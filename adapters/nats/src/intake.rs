@@ -180,16 +180,17 @@ impl Intake {
         }
     }
 
-    /// Takes what has come, and asks for more. Tells when to look again at the latest.
-    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Instant> {
+    /// Takes what has come.
+    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) {
         let mut gone = None;
-        let mut look_again: Option<Instant> = None;
+        let mut early = Vec::new();
         let mut sources = self.shared.sources.lock();
-        let mut returned = Vec::new();
         for (at, source) in sources.iter_mut().enumerate() {
             while let Poll::Ready(brought) = source.poll(cx, now) {
                 match brought {
-                    Brought::Message(message) => returned.extend(self.shared.take_in(at, *message, now)),
+                    Brought::Message(message) => {
+                        early.extend(self.shared.take_in(at, *message, now));
+                    }
                     Brought::Gone(why) => {
                         gone = Some(why);
                         break;
@@ -202,11 +203,8 @@ impl Intake {
                 gone.get_or_insert_with(|| "no sign of life".to_owned());
             }
         }
-        if gone.is_none() && self.repair.is_none() {
-            look_again = self.shared.ask(&mut sources, now);
-        }
         drop(sources);
-        for (address, nak) in returned {
+        for (address, nak) in early {
             settle::send(&self.shared.link, address, nak);
         }
         if let Some(why) = gone {
@@ -214,7 +212,6 @@ impl Intake {
             tracing::warn!(%subscription, why, "a consumer does not answer; it is looked for");
             self.start_repair();
         }
-        look_again
     }
 
     /// Arms the timer for the next look at silent sources.
@@ -253,11 +250,13 @@ impl Incoming for Intake {
         }
         self.follow_reconnect(now);
         self.poll_repair(cx);
-        let look_again = self.receive(cx, now);
-        if self.shared.deliver(batch) {
+        self.receive(cx, now);
+        let delivered = self.shared.deliver(batch);
+        let asked = self.repair.is_some() || self.shared.ask(batch.room(), now);
+        if delivered {
             return Poll::Ready(Ok(Pulled::Some));
         }
-        self.arm(cx, look_again.unwrap_or(now + SILENCE));
+        self.arm(cx, now + if asked { SILENCE } else { AGAIN });
         Poll::Pending
     }
 
@@ -319,8 +318,12 @@ impl Shared {
         None
     }
 
-    /// Asks each source for what its part of the window has room for.
-    fn ask(&self, sources: &mut [Source], now: Instant) -> Option<Instant> {
+    /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
+    /// counted as delivered by the server, and others may be idle.
+    ///
+    /// `false` says that the client has no room for a request now.
+    fn ask(&self, wanted: usize, now: Instant) -> bool {
+        let mut sources = self.sources.lock();
         let counts = self.ledger.lock().counts.clone();
         let streams = if self.spec.subscription.group.is_some() {
             // The last source brings the copies.
@@ -329,21 +332,21 @@ impl Shared {
             sources.len()
         };
         let window = self.spec.window;
-        let mut refused = false;
+        let mut sent = true;
         for (at, source) in sources.iter_mut().enumerate() {
             let share = match at < streams {
                 true => window / streams,
                 false => window / RETRY_SHARE,
             };
-            let share = share.max(1);
             let count = counts.get(at).copied().unwrap_or_default();
-            let room = share.saturating_sub(count + source.outstanding());
+            let room = share.max(1).saturating_sub(count).min(wanted);
+            let room = room.saturating_sub(source.outstanding());
             let enough = source.outstanding() == 0 || room >= share.div_ceil(2);
-            if room > 0 && enough && !source.ask(room, now) {
-                refused = true;
+            if room > 0 && enough {
+                sent &= source.ask(room, now);
             }
         }
-        refused.then(|| now + AGAIN)
+        sent
     }
 
     /// Delivers what is ready, as far as batch and window allow; tells whether the batch holds anything.
