@@ -95,10 +95,7 @@ struct Held {
 }
 
 impl Intake {
-    pub(crate) async fn open(
-        connection: &Arc<Connection>,
-        spec: &Spec,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn open(connection: &Arc<Connection>, spec: &Spec) -> Result<Self, Error> {
         let link = connection.consuming().await?;
         let private_name = format!("anywire-{:032x}", rand::random::<u128>());
         let topology = &connection.topology;
@@ -142,7 +139,11 @@ impl Intake {
         let epoch = self.shared.link.epoch();
         if epoch != self.epoch {
             self.epoch = epoch;
-            self.shared.sources.lock().iter_mut().for_each(|source| source.reset(now));
+            self.shared
+                .sources
+                .lock()
+                .iter_mut()
+                .for_each(|source| source.reset(now));
             self.start_repair();
         }
     }
@@ -152,7 +153,9 @@ impl Intake {
             let shared = Arc::clone(&self.shared);
             self.repair = Some(Repair(Box::pin(async move {
                 let topology = &shared.connection.topology;
-                topology.ensure_subscription(&shared.spec, &shared.private_name).await
+                topology
+                    .ensure_subscription(&shared.spec, &shared.private_name)
+                    .await
             })));
         }
     }
@@ -173,23 +176,26 @@ impl Intake {
             self.repair = Some(Repair(Box::pin(async move {
                 clock.sleep_until(clock.now() + REPAIR_PAUSE).await;
                 let topology = &shared.connection.topology;
-                topology.ensure_subscription(&shared.spec, &shared.private_name).await
+                topology
+                    .ensure_subscription(&shared.spec, &shared.private_name)
+                    .await
             })));
             // Its first poll arms the pause.
             cx.waker().wake_by_ref();
         }
     }
 
-    /// Takes what has come, and asks for more. Tells when to look again at the latest.
-    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Instant> {
+    /// Takes what has come.
+    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) {
         let mut gone = None;
-        let mut look_again: Option<Instant> = None;
+        let mut early = Vec::new();
         let mut sources = self.shared.sources.lock();
-        let mut returned = Vec::new();
         for (at, source) in sources.iter_mut().enumerate() {
             while let Poll::Ready(brought) = source.poll(cx, now) {
                 match brought {
-                    Brought::Message(message) => returned.extend(self.shared.take_in(at, *message, now)),
+                    Brought::Message(message) => {
+                        early.extend(self.shared.take_in(at, *message, now));
+                    }
                     Brought::Gone(why) => {
                         gone = Some(why);
                         break;
@@ -202,11 +208,8 @@ impl Intake {
                 gone.get_or_insert_with(|| "no sign of life".to_owned());
             }
         }
-        if gone.is_none() && self.repair.is_none() {
-            look_again = self.shared.ask(&mut sources, now);
-        }
         drop(sources);
-        for (address, nak) in returned {
+        for (address, nak) in early {
             settle::send(&self.shared.link, address, nak);
         }
         if let Some(why) = gone {
@@ -214,7 +217,6 @@ impl Intake {
             tracing::warn!(%subscription, why, "a consumer does not answer; it is looked for");
             self.start_repair();
         }
-        look_again
     }
 
     /// Arms the timer for the next look at silent sources.
@@ -253,11 +255,13 @@ impl Incoming for Intake {
         }
         self.follow_reconnect(now);
         self.poll_repair(cx);
-        let look_again = self.receive(cx, now);
-        if self.shared.deliver(batch) {
+        self.receive(cx, now);
+        let delivered = self.shared.deliver(batch);
+        let asked = self.repair.is_some() || self.shared.ask(batch.room(), now);
+        if delivered {
             return Poll::Ready(Ok(Pulled::Some));
         }
-        self.arm(cx, look_again.unwrap_or(now + SILENCE));
+        self.arm(cx, now + if asked { SILENCE } else { AGAIN });
         Poll::Pending
     }
 
@@ -284,7 +288,10 @@ impl Shared {
     /// Notes who pulls; `false` once it is closed.
     fn watch(&self, cx: &Context<'_>) -> bool {
         let mut ledger = self.ledger.lock();
-        let same = ledger.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        let same = ledger
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()));
         if !same {
             ledger.waker = Some(cx.waker().clone());
         }
@@ -301,7 +308,13 @@ impl Shared {
         let address = native.reply?;
         let told = Told::read(&address);
         let clock = &*self.connection.clock;
-        let read = wire::read(&native.subject, native.payload, native.headers.as_ref(), told.time, clock);
+        let read = wire::read(
+            &native.subject,
+            native.payload,
+            native.headers.as_ref(),
+            told.time,
+            clock,
+        );
         if let Some(due) = read.due {
             let wait = due.duration_since(clock.wall()).unwrap_or_default();
             return Some((address, settle::nak_after(wait)));
@@ -319,8 +332,12 @@ impl Shared {
         None
     }
 
-    /// Asks each source for what its part of the window has room for.
-    fn ask(&self, sources: &mut [Source], now: Instant) -> Option<Instant> {
+    /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
+    /// counted as delivered by the server, and others may be idle.
+    ///
+    /// `false` says that the client has no room for a request now.
+    fn ask(&self, wanted: usize, now: Instant) -> bool {
+        let mut sources = self.sources.lock();
         let counts = self.ledger.lock().counts.clone();
         let streams = if self.spec.subscription.group.is_some() {
             // The last source brings the copies.
@@ -329,21 +346,21 @@ impl Shared {
             sources.len()
         };
         let window = self.spec.window;
-        let mut refused = false;
+        let mut sent = true;
         for (at, source) in sources.iter_mut().enumerate() {
             let share = match at < streams {
                 true => window / streams,
                 false => window / RETRY_SHARE,
             };
-            let share = share.max(1);
             let count = counts.get(at).copied().unwrap_or_default();
-            let room = share.saturating_sub(count + source.outstanding());
+            let room = share.max(1).saturating_sub(count).min(wanted);
+            let room = room.saturating_sub(source.outstanding());
             let enough = source.outstanding() == 0 || room >= share.div_ceil(2);
-            if room > 0 && enough && !source.ask(room, now) {
-                refused = true;
+            if room > 0 && enough {
+                sent &= source.ask(room, now);
             }
         }
-        refused.then(|| now + AGAIN)
+        sent
     }
 
     /// Delivers what is ready, as far as batch and window allow; tells whether the batch holds anything.
@@ -377,7 +394,11 @@ impl Shared {
     async fn wind_up(&self, all: bool) {
         let mut left = self.close_ledger(all);
         let sources = std::mem::take(&mut *self.sources.lock());
-        let pinned: Vec<_> = sources.iter().filter(|source| source.is_pinned()).map(|source| source.bound.clone()).collect();
+        let pinned: Vec<_> = sources
+            .iter()
+            .filter(|source| source.is_pinned())
+            .map(|source| source.bound.clone())
+            .collect();
         let bound: Vec<_> = sources.iter().map(|source| source.bound.clone()).collect();
         for drained in join_all(sources.into_iter().map(Source::drain)).await {
             left.extend(drained);
@@ -387,7 +408,9 @@ impl Shared {
         }
         let api = &self.connection.topology.api;
         for bound in pinned {
-            let _ = api.unpin(&bound.stream, &bound.consumer, PINNED_GROUP).await;
+            let _ = api
+                .unpin(&bound.stream, &bound.consumer, PINNED_GROUP)
+                .await;
         }
         if self.link.is_connected() {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.link.echo()).await;
@@ -407,7 +430,9 @@ impl Shared {
         }
         let sources = std::mem::take(&mut *self.sources.lock());
         let is_private = self.spec.subscription.group.is_none();
-        if is_private && !sources.is_empty() && !self.connection.is_closed()
+        if is_private
+            && !sources.is_empty()
+            && !self.connection.is_closed()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let connection = Arc::downgrade(&self.connection);
@@ -504,9 +529,8 @@ impl Ledger {
     pub(crate) fn put_back(&mut self, mut arrived: Arrived) {
         arrived.deliveries = arrived.deliveries.saturating_add(1);
         self.counts[arrived.source] += 1;
-        let same_stream = |other: &Arrived| {
-            other.source != arrived.source || other.sequence < arrived.sequence
-        };
+        let same_stream =
+            |other: &Arrived| other.source != arrived.source || other.sequence < arrived.sequence;
         let at = self.ready.iter().position(|other| !same_stream(other));
         let at = at.unwrap_or(self.ready.len());
         self.ready.insert(at, arrived);
@@ -536,7 +560,9 @@ impl Ledger {
 
     fn older_than(&self, before: Instant) -> Vec<Subject> {
         let held = self.held.iter().map(|(_, held)| &held.arrived);
-        let old = held.chain(&self.ready).filter(|arrived| arrived.since <= before);
+        let old = held
+            .chain(&self.ready)
+            .filter(|arrived| arrived.since <= before);
         old.map(|arrived| arrived.address.clone()).collect()
     }
 }
