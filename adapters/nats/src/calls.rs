@@ -45,28 +45,29 @@ impl Requester for NatsRequester {
         if let Some(error) = too_large(&connection, &message) {
             return Progress::Done(Err(error));
         }
+        let message = match message.deadline() {
+            Some(_) => message,
+            None => {
+                let left = deadline.saturating_duration_since(connection.clock.now());
+                message.with_deadline(left)
+            }
+        };
         Progress::pending(async move {
             tokio::select! {
-                answer = call(&connection, &message, deadline) => answer,
+                answer = call(&connection, &message) => answer,
                 () = connection.clock.sleep_until(deadline) => Err(late(&message)),
             }
         })
     }
 }
 
-async fn call(
-    connection: &Connection,
-    message: &Message,
-    deadline: Instant,
-) -> Result<Message, Error> {
-    let left = deadline.saturating_duration_since(connection.clock.now());
-    let request = message.clone().with_deadline(left);
+async fn call(connection: &Connection, message: &Message) -> Result<Message, Error> {
     let mut reply = connection.main.expect(None);
     let outbound = OutboundMessage {
-        subject: message.subject().as_str().into(),
+        subject: connection.main.subject(message.subject().as_str()),
         reply: Some(reply.address().clone()),
-        payload: request.payload().clone(),
-        headers: wire::headers(&request, Sending::default()),
+        payload: message.payload().clone(),
+        headers: wire::headers(message, Sending::default()),
     };
     connection.main.send(outbound).await?;
     loop {

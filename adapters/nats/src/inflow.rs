@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anywire::Error;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -21,6 +21,8 @@ use crate::link::Link;
 
 /// Between two lines of log about dropped messages.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
+/// How many messages are moved under one lock.
+const AT_ONCE: usize = 64;
 
 /// What comes in on a pattern.
 pub(crate) struct Inflow {
@@ -69,7 +71,7 @@ impl Inflow {
             loop {
                 tokio::select! {
                     message = subscriber.next() => match message {
-                        Some(message) => end.0.lock().push(message, &pattern),
+                        Some(message) => end.0.lock().take_in(message, &mut subscriber, &pattern),
                         None => return,
                     },
                     () = stopping.notified() => {
@@ -148,6 +150,25 @@ impl Drop for End {
 }
 
 impl Queue {
+    /// Takes a message, and those that came with it: who waits is woken once for all of them.
+    fn take_in(
+        &mut self,
+        first: async_nats::Message,
+        subscriber: &mut async_nats::Subscriber,
+        pattern: &str,
+    ) {
+        self.push(first, pattern);
+        for _ in 1..AT_ONCE {
+            let Some(Some(message)) = subscriber.next().now_or_never() else {
+                break;
+            };
+            self.push(message, pattern);
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     fn push(&mut self, message: async_nats::Message, pattern: &str) {
         if self.messages.len() < self.bound {
             self.messages.push_back(message);
@@ -155,9 +176,6 @@ impl Queue {
             self.dropped += 1;
             metrics::counter!("anywire.nats.dropped").increment(1);
             self.report(pattern);
-        }
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
         }
     }
 
