@@ -106,6 +106,11 @@ impl End for Shared {
     fn renew(&self, _before: Instant) {}
 
     fn reconnected(&self) {}
+
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        // Nothing comes twice here.
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl Drop for Shared {
