@@ -37,7 +37,7 @@ impl Fleeting {
             .group
             .is_some()
             .then(|| names::subscription(subscription));
-        let pattern = subscription.pattern.wildcards();
+        let pattern = &subscription.pattern;
         let bound = connection.config.buffer;
         let inflow = Inflow::open(&connection.main, pattern, group, bound).await?;
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
@@ -106,6 +106,11 @@ impl End for Shared {
     fn renew(&self, _before: Instant) {}
 
     fn reconnected(&self) {}
+
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        // Nothing comes twice here.
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl Drop for Shared {

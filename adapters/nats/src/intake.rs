@@ -19,6 +19,7 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::hostile;
 use crate::link::Link;
 use crate::settle::{self, NAK};
 use crate::source::{Brought, SILENCE, Source};
@@ -29,6 +30,9 @@ use crate::wire;
 /// The part of a window by which copies for this subscription alone may exceed it while they wait here: were they to
 /// share it, a full window would hold them back for ever.
 const RETRY_SHARE: usize = 8;
+/// How much is asked for beyond what is wanted now, as a multiple of it: what comes while that is handled. A handler
+/// that is slow wants little, and leaves what it does not want to others.
+const AHEAD: usize = 4;
 /// How long it takes until a request for which there was no room is made again.
 const AGAIN: Duration = Duration::from_millis(5);
 /// How long after a failed repair the next is tried.
@@ -332,8 +336,8 @@ impl Shared {
         None
     }
 
-    /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
-    /// counted as delivered by the server, and others may be idle.
+    /// Asks each source for what its part of the window has room for, and for little more than is wanted: what waits here
+    /// is counted as delivered by the server, and others may be idle.
     ///
     /// `false` says that the client has no room for a request now.
     fn ask(&self, wanted: usize, now: Instant) -> bool {
@@ -353,9 +357,10 @@ impl Shared {
                 false => window / RETRY_SHARE,
             };
             let count = counts.get(at).copied().unwrap_or_default();
-            let room = share.max(1).saturating_sub(count).min(wanted);
+            let ahead = wanted.saturating_mul(AHEAD);
+            let room = share.max(1).saturating_sub(count).min(ahead);
             let room = room.saturating_sub(source.outstanding());
-            let enough = source.outstanding() == 0 || room >= share.div_ceil(2);
+            let enough = source.outstanding() == 0 || room >= share.min(ahead).div_ceil(2);
             if room > 0 && enough {
                 sent &= source.ask(room, now);
             }
@@ -475,6 +480,10 @@ impl End for Shared {
         }
     }
 
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        Box::pin(clear(self))
+    }
+
     fn reconnected(&self) {
         // Tags die with their connection. What they named is returned, or it would wait for its time to run out.
         let mut ledger = self.ledger.lock();
@@ -486,6 +495,20 @@ impl End for Shared {
         }
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+}
+
+/// Clears the consumers of a subscription one by one.
+async fn clear(shared: &Shared) {
+    let bound: Vec<_> = {
+        let sources = shared.sources.lock();
+        sources.iter().map(|source| source.bound.clone()).collect()
+    };
+    for bound in bound {
+        if let Err(error) = hostile::clear(&shared.connection, &shared.spec, &bound).await {
+            let subscription = &shared.spec.subscription;
+            tracing::warn!(%subscription, %error, "cannot look for messages that end the connection");
         }
     }
 }
