@@ -30,9 +30,6 @@ use crate::wire;
 /// The part of a window by which copies for this subscription alone may exceed it while they wait here: were they to
 /// share it, a full window would hold them back for ever.
 const RETRY_SHARE: usize = 8;
-/// How much is asked for beyond what is wanted now, as a multiple of it: what comes while that is handled. A handler
-/// that is slow wants little, and leaves what it does not want to others.
-const AHEAD: usize = 4;
 /// How long it takes until a request for which there was no room is made again.
 const AGAIN: Duration = Duration::from_millis(5);
 /// How long after a failed repair the next is tried.
@@ -336,8 +333,8 @@ impl Shared {
         None
     }
 
-    /// Asks each source for what its part of the window has room for, and for little more than is wanted: what waits here
-    /// is counted as delivered by the server, and others may be idle.
+    /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
+    /// counted as delivered by the server, and others may be idle.
     ///
     /// `false` says that the client has no room for a request now.
     fn ask(&self, wanted: usize, now: Instant) -> bool {
@@ -357,10 +354,10 @@ impl Shared {
                 false => window / RETRY_SHARE,
             };
             let count = counts.get(at).copied().unwrap_or_default();
-            let ahead = wanted.saturating_mul(AHEAD);
-            let room = share.max(1).saturating_sub(count).min(ahead);
+            let room = share.max(1).saturating_sub(count).min(wanted);
             let room = room.saturating_sub(source.outstanding());
-            let enough = source.outstanding() == 0 || room >= share.min(ahead).div_ceil(2);
+            // Asked for again when half of it has come, so that more is on its way while the rest is handled.
+            let enough = source.outstanding() == 0 || room >= share.min(wanted).div_ceil(2);
             if room > 0 && enough {
                 sent &= source.ask(room, now);
             }
