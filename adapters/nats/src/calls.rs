@@ -63,9 +63,10 @@ impl Requester for NatsRequester {
 }
 
 async fn call(connection: &Connection, message: &Message) -> Result<Message, Error> {
-    let mut reply = connection.main.expect(None);
+    let address = connection.main.subject(message.subject().as_str());
+    let mut reply = connection.main.expect(Some(address.clone()), None);
     let outbound = OutboundMessage {
-        subject: connection.main.subject(message.subject().as_str()),
+        subject: address,
         reply: Some(reply.address().clone()),
         payload: message.payload().clone(),
         headers: wire::headers(message, Sending::default()),
