@@ -139,18 +139,18 @@ impl Link {
         &self.client
     }
 
-    /// What the addresses of our inbox begin with.
-    pub(crate) fn inbox(&self) -> &str {
-        &self.inbox
-    }
-
     /// Which connection this is; it grows with each reconnect.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.connects.load(Ordering::Acquire)
     }
 
+    /// Whether there is a connection now. What is sent without one waits in the client's queue and is sent on the next: an
+    /// acknowledgement, which nobody believes in any more by then.
     pub(crate) fn is_connected(&self) -> bool {
+        // The client knows first, and tells by an event that takes a moment; but only events tell that one was lost and
+        // made again in between.
         self.state.connected.load(Ordering::Acquire)
+            && self.client.connection_state() == async_nats::connection::State::Connected
     }
 
     /// Sends a message, waiting for room where the client has none.
@@ -168,7 +168,8 @@ impl Link {
         message: OutboundMessage,
     ) -> Result<Result<(), Error>, OutboundMessage> {
         let sent = self.client.publish_message(message.clone()).now_or_never();
-        sent.map(|sent| sent.map_err(errors::publish)).ok_or(message)
+        sent.map(|sent| sent.map_err(errors::publish))
+            .ok_or(message)
     }
 
     /// An address for one reply. The permit is held until it comes.
@@ -407,7 +408,9 @@ impl From<Lost> for Error {
 fn pause(attempts: usize) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
     let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings.min(16)));
-    pause.min(LONGEST_PAUSE).mul_f64(rand::rng().random_range(0.5..=1.0))
+    pause
+        .min(LONGEST_PAUSE)
+        .mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 #[cfg(test)]

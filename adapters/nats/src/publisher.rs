@@ -1,7 +1,6 @@
 //! Publishing: into a stream that confirms, or into the air.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use anywire::pattern::Progress;
 use anywire::pattern::publish_subscribe::{
@@ -51,14 +50,17 @@ impl Publisher for NatsPublisher {
 
 /// Sends an entry that nobody confirms, if there is room for it at once.
 fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
-    let fleeting = entry.guarantee == Guarantee::AtMostOnce && connection.config.jetstream;
-    if !fleeting || entry.not_before.is_some() || entry.target != Target::Subject {
+    if !is_fleeting(entry) {
         return None;
     }
     if let Some(error) = too_large(connection, &entry.message) {
         return Some(Published::Rejected(error));
     }
-    let message = outbound(&entry.message, entry.message.subject().as_str(), Sending::default());
+    let message = outbound(
+        &entry.message,
+        entry.message.subject().as_str(),
+        Sending::default(),
+    );
     match connection.main.send_now(message) {
         Ok(Ok(())) => Some(Published::Accepted(Receipt::new())),
         Ok(Err(error)) => Some(Published::Rejected(error)),
@@ -66,13 +68,18 @@ fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
     }
 }
 
+/// Whether an entry goes into the air: to all who listen now, and to nobody else.
+fn is_fleeting(entry: &Entry) -> bool {
+    entry.guarantee == Guarantee::AtMostOnce
+        && entry.target == Target::Subject
+        && entry.not_before.is_none()
+}
+
 /// What was done for an entry so far.
 enum Step {
     Ended(Published),
     /// A stream will confirm it.
     Stored(Reply),
-    /// The server has it once it has seen what we send next.
-    Fired,
 }
 
 async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> PublishBatch {
@@ -89,7 +96,6 @@ async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> Publis
         () = sending => true,
         () = &mut timer => false,
     };
-    let mut echo = None;
     let mut late = !sent;
     for step in steps {
         let at = batch.outcomes().len();
@@ -106,24 +112,11 @@ async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> Publis
                     unconfirmed(&connection)
                 }
             },
-            Step::Fired => {
-                if echo.is_none() && !late {
-                    echo = tokio::select! {
-                        seen = connection.main.echo() => Some(seen.is_ok()),
-                        () = &mut timer => None,
-                    };
-                    late = echo.is_none();
-                }
-                match echo {
-                    Some(true) => Published::Accepted(Receipt::new()),
-                    Some(false) | None => unconfirmed(&connection),
-                }
-            }
         };
         batch.record(outcome);
     }
     // What was not sent by the deadline never will be.
-    batch.record_rest(|| Published::Rejected(not_sent(&connection, deadline)));
+    batch.record_rest(|| Published::Rejected(not_sent(&connection)));
     batch
 }
 
@@ -133,18 +126,16 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
         message,
         target,
         not_before,
-        guarantee,
+        guarantee: _,
     } = entry;
     if let Some(error) = too_large(connection, message) {
         return Step::Ended(Published::Rejected(error));
     }
-    let stored = connection.config.jetstream
-        && (*guarantee == Guarantee::AtLeastOnce || *target != Target::Subject);
-    if !stored {
-        return match (not_before, target) {
-            (None, Target::Subject) => fire(connection, message).await,
-            _ => Step::Ended(Published::Rejected(nothing_stored(message))),
-        };
+    if is_fleeting(entry) {
+        return Step::Ended(fire(connection, message).await);
+    }
+    if !connection.config.jetstream {
+        return Step::Ended(Published::Rejected(nothing_stored(message)));
     }
     let now = connection.clock.now();
     let due = not_before.filter(|due| *due > now);
@@ -155,7 +146,11 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
         due: due.map(|due| connection.clock.wall() + (due - now)),
     };
     let address = match target {
-        Target::Subject => match connection.coverage.check(message.subject(), before_was_no_route(before, message)).await {
+        Target::Subject => match connection
+            .coverage
+            .check(message.subject(), before_was_no_route(before, message))
+            .await
+        {
             Ok(()) => message.subject().to_string(),
             Err(error) => return Step::Ended(Published::Rejected(error)),
         },
@@ -183,14 +178,15 @@ fn before_was_no_route(before: Option<&Step>, message: &Message) -> bool {
     let Some(Step::Ended(Published::Rejected(error))) = before else {
         return false;
     };
-    error.kind() == ErrorKind::NoRoute && error.context("subject") == Some(message.subject().as_str())
+    error.kind() == ErrorKind::NoRoute
+        && error.context("subject") == Some(message.subject().as_str())
 }
 
-async fn fire(connection: &Connection, message: &Message) -> Step {
+async fn fire(connection: &Connection, message: &Message) -> Published {
     let outbound = outbound(message, message.subject().as_str(), Sending::default());
     match connection.main.send(outbound).await {
-        Ok(()) => Step::Fired,
-        Err(error) => Step::Ended(Published::Rejected(error)),
+        Ok(()) => Published::Accepted(Receipt::new()),
+        Err(error) => Published::Rejected(error),
     }
 }
 
@@ -265,9 +261,12 @@ fn refused(error: jetstream::Error, subject: &Subject) -> Error {
         }
         _ => (ErrorKind::Rejected, "look at the stream's configuration"),
     };
-    Error::new(kind, format!("the stream refused the message: {text}; {remedy}"))
-        .with_context("subject", subject)
-        .with_source(error)
+    Error::new(
+        kind,
+        format!("the stream refused the message: {text}; {remedy}"),
+    )
+    .with_context("subject", subject)
+    .with_source(error)
 }
 
 fn unconfirmed(connection: &Connection) -> Published {
@@ -277,7 +276,7 @@ fn unconfirmed(connection: &Connection) -> Published {
     Published::Unknown(Error::new(ErrorKind::OutcomeUnknown, text))
 }
 
-fn not_sent(connection: &Connection, _deadline: Instant) -> Error {
+fn not_sent(connection: &Connection) -> Error {
     match connection.main.is_connected() {
         true => Error::new(
             ErrorKind::Overloaded,
@@ -291,7 +290,7 @@ fn not_sent(connection: &Connection, _deadline: Instant) -> Error {
 }
 
 fn nothing_stored(message: &Message) -> Error {
-    let text = "core NATS stores nothing, so that nothing can be sent for later or to one subscription; use JetStream";
+    let text = "core NATS stores nothing: no at-least-once event, none for later, none for one subscription; set delivery = \"at_most_once\", or use JetStream";
     Error::new(ErrorKind::Unsupported, text).with_context("subject", message.subject())
 }
 

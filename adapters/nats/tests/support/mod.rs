@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod harness;
+
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -25,8 +27,13 @@ pub(crate) fn binary() -> Option<PathBuf> {
     let found = std::env::var_os("ANYWIRE_TEST_NATS_SERVER").map(PathBuf::from);
     if found.is_none() {
         let required = std::env::var_os("CI").is_some();
-        assert!(!required, "CI runs these tests: set ANYWIRE_TEST_NATS_SERVER");
-        eprintln!("skipped: no NATS server; `tools/brokers install nats && eval \"$(tools/brokers env nats)\"` gives one");
+        assert!(
+            !required,
+            "CI runs these tests: set ANYWIRE_TEST_NATS_SERVER"
+        );
+        eprintln!(
+            "skipped: no NATS server; `tools/brokers install nats && eval \"$(tools/brokers env nats)\"` gives one"
+        );
     }
     found
 }
@@ -44,10 +51,15 @@ impl Server {
     /// Starts a server with JetStream; `config` is added to its configuration file.
     pub(crate) fn start(binary: PathBuf, config: &str) -> io::Result<Self> {
         let data = TempDir::new()?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
         let file = data.path().join("server.conf");
         let store = data.path().join("store");
-        std::fs::write(&file, format!("jetstream {{ store_dir: {store:?} }}\n{config}\n"))?;
+        std::fs::write(
+            &file,
+            format!("jetstream {{ store_dir: {store:?} }}\n{config}\n"),
+        )?;
         let argument = |text: &str| text.to_owned();
         let server = Self {
             binary,

@@ -1,9 +1,8 @@
-//! The conformance suite on JetStream, on a server of its own that it may break.
-
-mod support;
+//! NATS as a harness: with JetStream, or without.
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,10 +16,12 @@ use async_nats::jetstream::consumer;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use async_trait::async_trait;
 use futures::TryStreamExt;
-use support::{Broker, Server};
 
-fn main() -> ExitCode {
-    let Some(binary) = support::binary() else {
+use super::{Broker, Server, binary};
+
+/// Runs the suite on a server of its own, which it may break.
+pub(crate) fn run(name: &'static str, config: &'static str) -> ExitCode {
+    let Some(binary) = binary() else {
         return ExitCode::SUCCESS;
     };
     // The proxy and the native client live as long as the suite.
@@ -29,31 +30,32 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("a runtime");
-    let jetstream = runtime.block_on(JetStream::start(binary)).expect("a NATS server");
-    let skips = concat!(env!("CARGO_MANIFEST_DIR"), "/skips/jetstream.txt");
-    anywire_conformance::run(jetstream, skips)
+    let nats = runtime.block_on(async {
+        let server = Server::start(binary, "")?;
+        let proxy = Proxy::start(server.address()).await?;
+        let native = async_nats::connect(server.url()).await;
+        Ok::<_, io::Error>(Nats {
+            name,
+            config,
+            broker: Broker { server, proxy },
+            native: native.map_err(io::Error::other)?,
+        })
+    });
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("skips");
+    let skips = folder.join(name).with_extension("txt");
+    anywire_conformance::run(nats.expect("a NATS server"), skips)
 }
 
-struct JetStream {
+struct Nats {
+    name: &'static str,
+    config: &'static str,
     broker: Broker,
     native: async_nats::Client,
 }
 
-impl JetStream {
-    async fn start(binary: std::path::PathBuf) -> io::Result<Self> {
-        let server = Server::start(binary, "")?;
-        let proxy = Proxy::start(server.address()).await?;
-        let native = async_nats::connect(server.url()).await;
-        Ok(Self {
-            broker: Broker { server, proxy },
-            native: native.map_err(io::Error::other)?,
-        })
-    }
-}
-
-impl Harness for JetStream {
+impl Harness for Nats {
     fn name(&self) -> &str {
-        "jetstream"
+        self.name
     }
 
     fn adapter(&self) -> Arc<dyn Adapter> {
@@ -62,9 +64,7 @@ impl Harness for JetStream {
 
     fn config(&self) -> String {
         let address = self.broker.proxy.address();
-        // A delivery that was lost with its connection comes again after the wait for its acknowledgement: not for longer
-        // than the suite is patient.
-        format!("url = \"nats://{address}\"\n[transports.main.nats]\nack_wait = \"2s\"")
+        format!("url = \"nats://{address}\"\n{}", self.config)
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
@@ -77,7 +77,7 @@ impl Harness for JetStream {
 }
 
 #[async_trait]
-impl Raw for JetStream {
+impl Raw for Nats {
     async fn publish(&self, subject: &Subject, message: Foreign) -> io::Result<()> {
         let mut headers = HeaderMap::new();
         for (name, value) in message.headers {
@@ -88,7 +88,9 @@ impl Raw for JetStream {
             headers.append(name, value);
         }
         let subject = subject.to_string();
-        let published = self.native.publish_with_headers(subject, headers, message.payload);
+        let published = self
+            .native
+            .publish_with_headers(subject, headers, message.payload);
         published.await.map_err(io::Error::other)?;
         self.native.flush().await.map_err(io::Error::other)
     }
@@ -96,13 +98,23 @@ impl Raw for JetStream {
     async fn depth(&self, subscription: &SubscriptionId) -> io::Result<Option<u64>> {
         let context = async_nats::jetstream::new(self.native.clone());
         let mut depth = None;
-        let streams: Vec<_> = context.streams().try_collect().await.map_err(io::Error::other)?;
+        let streams: Vec<_> = context
+            .streams()
+            .try_collect()
+            .await
+            .map_err(io::Error::other)?;
         for info in streams {
             let stream = context.get_stream_no_info(&info.config.name).await;
             let stream = stream.map_err(io::Error::other)?;
-            let consumers: Vec<consumer::Info> =
-                stream.consumers().try_collect().await.map_err(io::Error::other)?;
-            for info in consumers.iter().filter(|info| serves(&info.config.metadata, subscription)) {
+            let consumers: Vec<consumer::Info> = stream
+                .consumers()
+                .try_collect()
+                .await
+                .map_err(io::Error::other)?;
+            for info in consumers
+                .iter()
+                .filter(|info| serves(&info.config.metadata, subscription))
+            {
                 let waiting = info.num_pending + info.num_ack_pending as u64;
                 depth = Some(depth.unwrap_or_default() + waiting);
             }
