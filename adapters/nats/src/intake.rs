@@ -19,6 +19,7 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::hostile;
 use crate::link::Link;
 use crate::settle::{self, NAK};
 use crate::source::{Brought, SILENCE, Source};
@@ -475,6 +476,10 @@ impl End for Shared {
         }
     }
 
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        Box::pin(clear(self))
+    }
+
     fn reconnected(&self) {
         // Tags die with their connection. What they named is returned, or it would wait for its time to run out.
         let mut ledger = self.ledger.lock();
@@ -486,6 +491,20 @@ impl End for Shared {
         }
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+}
+
+/// Clears the consumers of a subscription one by one.
+async fn clear(shared: &Shared) {
+    let bound: Vec<_> = {
+        let sources = shared.sources.lock();
+        sources.iter().map(|source| source.bound.clone()).collect()
+    };
+    for bound in bound {
+        if let Err(error) = hostile::clear(&shared.connection, &shared.spec, &bound).await {
+            let subscription = &shared.spec.subscription;
+            tracing::warn!(%subscription, %error, "cannot look for messages that end the connection");
         }
     }
 }
