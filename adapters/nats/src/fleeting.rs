@@ -37,7 +37,7 @@ impl Fleeting {
             .group
             .is_some()
             .then(|| names::subscription(subscription));
-        let pattern = subscription.pattern.wildcards();
+        let pattern = &subscription.pattern;
         let bound = connection.config.buffer;
         let inflow = Inflow::open(&connection.main, pattern, group, bound).await?;
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {

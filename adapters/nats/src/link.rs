@@ -14,7 +14,7 @@ use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
 use async_nats::{Client, Event, Subject};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::{SinkExt, StreamExt};
 use parking_lot::Mutex;
 use rand::RngExt;
 use slab::Slab;
@@ -32,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A connection. It reconnects by itself, for ever, until it is closed.
 pub(crate) struct Link {
     client: Client,
+    /// A handle of its own for what is sent without waiting.
+    sink: Mutex<Client>,
     /// What the addresses of our inbox begin with, dot included.
     inbox: String,
     state: Arc<State>,
@@ -47,11 +49,23 @@ struct State {
     connects: AtomicU64,
     /// How many replies came for nobody.
     stray: AtomicU64,
-    changed: Box<dyn Fn(&Event, Again) + Send + Sync>,
+    changed: Changed,
 }
 
 /// Whether a connection that is there was there before.
 pub(crate) type Again = bool;
+
+/// Who is told what happens to the connection.
+type Changed = Box<dyn Fn(&Event, Again) + Send + Sync>;
+
+/// What became of a message that must not wait.
+#[derive(Debug)]
+pub(crate) enum Handed {
+    /// The client has it, or will never take it.
+    Over(Result<(), Error>),
+    /// There was no room.
+    Back(Box<OutboundMessage>),
+}
 
 /// A reply that is waited for.
 struct Slot {
@@ -127,6 +141,7 @@ impl Link {
             }
         });
         let link = Self {
+            sink: Mutex::new(client.clone()),
             client,
             inbox,
             state,
@@ -165,13 +180,16 @@ impl Link {
     }
 
     /// Sends a message if that needs no waiting; else gives it back.
-    pub(crate) fn send_now(
-        &self,
-        message: OutboundMessage,
-    ) -> Result<Result<(), Error>, OutboundMessage> {
-        let sent = self.client.publish_message(message.clone()).now_or_never();
-        sent.map(|sent| sent.map_err(errors::publish))
-            .ok_or(message)
+    pub(crate) fn send_now(&self, message: OutboundMessage) -> Handed {
+        let mut sink = self.sink.lock();
+        let mut cx = Context::from_waker(Waker::noop());
+        match sink.poll_ready_unpin(&mut cx) {
+            Poll::Ready(Ok(())) => {
+                Handed::Over(sink.start_send_unpin(message).map_err(errors::publish))
+            }
+            Poll::Ready(Err(error)) => Handed::Over(Err(errors::publish(error))),
+            Poll::Pending => Handed::Back(Box::new(message)),
+        }
     }
 
     /// An address for one reply. The permit is held until it comes.

@@ -14,7 +14,7 @@ use futures::FutureExt;
 use serde::Deserialize;
 
 use crate::errors;
-use crate::link::{Lost, Reply};
+use crate::link::{Handed, Lost, Reply};
 use crate::names;
 use crate::transport::Connection;
 use crate::wire::{self, Sending};
@@ -62,9 +62,9 @@ fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
         Sending::default(),
     );
     match connection.main.send_now(message) {
-        Ok(Ok(())) => Some(Published::Accepted(Receipt::new())),
-        Ok(Err(error)) => Some(Published::Rejected(error)),
-        Err(_) => None,
+        Handed::Over(Ok(())) => Some(Published::Accepted(Receipt::new())),
+        Handed::Over(Err(error)) => Some(Published::Rejected(error)),
+        Handed::Back(_) => None,
     }
 }
 

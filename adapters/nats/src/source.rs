@@ -13,7 +13,7 @@ use async_nats::{StatusCode, Subject};
 use futures::{FutureExt, StreamExt};
 
 use crate::errors;
-use crate::link::Link;
+use crate::link::{Handed, Link};
 use crate::topology::{Bound, PINNED_GROUP};
 
 /// How long a pull stands.
@@ -96,7 +96,7 @@ impl Source {
             payload: ask.into(),
             headers: None,
         };
-        if !matches!(self.link.send_now(message), Ok(Ok(()))) {
+        if !matches!(self.link.send_now(message), Handed::Over(Ok(()))) {
             return false;
         }
         if self.outstanding == 0 {
