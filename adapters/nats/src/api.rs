@@ -180,16 +180,18 @@ impl Api {
             Value::Null => Vec::new(),
             ask => serde_json::to_vec(ask).map_err(|error| unreadable(subject, error))?,
         };
-        let reply = self.link.expect(None);
+        let address = format!("{}.{subject}", self.prefix);
+        let reply = self.link.expect(&address, None);
         let request = OutboundMessage {
-            subject: format!("{}.{subject}", self.prefix).into(),
+            subject: address.into(),
             reply: Some(reply.address().clone()),
             payload: payload.into(),
             headers: None,
         };
         let asking = async {
             self.link.send(request).await?;
-            reply.await.map_err(Error::from)
+            let answer = reply.await;
+            answer.map_err(|lost| Error::from(lost).with_context("request", subject))
         };
         let deadline = self.clock.now() + TIMEOUT;
         let answer = tokio::select! {

@@ -62,7 +62,7 @@ async fn call(
 ) -> Result<Message, Error> {
     let left = deadline.saturating_duration_since(connection.clock.now());
     let request = message.clone().with_deadline(left);
-    let mut reply = connection.main.expect(None);
+    let mut reply = connection.main.expect(message.subject().as_str(), None);
     let outbound = OutboundMessage {
         subject: message.subject().as_str().into(),
         reply: Some(reply.address().clone()),
@@ -71,7 +71,9 @@ async fn call(
     };
     connection.main.send(outbound).await?;
     loop {
-        let answer = (&mut reply).await?;
+        let answer = (&mut reply)
+            .await
+            .map_err(|lost| Error::from(lost).with_context("subject", message.subject()))?;
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(nobody(message.subject()));
         }

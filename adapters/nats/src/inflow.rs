@@ -11,13 +11,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anywire::{Error, Pattern, Subject};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::errors;
-use crate::link::Link;
+use crate::link::{Link, Lost};
 
 /// Between two lines of log about dropped messages.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
@@ -48,6 +48,7 @@ impl Inflow {
         bound: usize,
     ) -> Result<Self, Error> {
         let (client, subject) = (link.client(), pattern.wildcards().to_owned());
+        let denied = link.expect(&subject, None);
         let subscribed = match queue_group {
             Some(group) => client.queue_subscribe(subject, group).await,
             None => client.subscribe(subject).await,
@@ -86,8 +87,13 @@ impl Inflow {
             stop,
             mover,
         };
+        // The server objects before it echoes, but its word takes another way through the client than a message.
         inflow.link.echo().await?;
-        Ok(inflow)
+        inflow.link.echo().await?;
+        match denied.now_or_never() {
+            Some(Err(Lost::Denied)) => Err(Error::from(Lost::Denied)),
+            Some(_) | None => Ok(inflow),
+        }
     }
 
     /// The next message; `None` once it was stopped or its connection closed.

@@ -18,6 +18,7 @@ use futures::{SinkExt, StreamExt};
 use parking_lot::Mutex;
 use rand::RngExt;
 use slab::Slab;
+use smol_str::SmolStr;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
@@ -71,6 +72,8 @@ pub(crate) enum Handed {
 struct Slot {
     /// Makes the address unguessable, and a used one stale.
     nonce: u64,
+    /// What was asked of the server, and where: it may not be allowed.
+    to: SmolStr,
     answer: Answer,
     /// What came after it and before it was taken: whoever waits may want the second, where the first is a stream's word.
     second: Option<async_nats::Message>,
@@ -91,6 +94,8 @@ pub(crate) enum Lost {
     Disconnected,
     /// The link was closed.
     Closed,
+    /// The server does not let this user publish or subscribe there.
+    Denied,
 }
 
 impl Link {
@@ -192,11 +197,12 @@ impl Link {
         }
     }
 
-    /// An address for one reply. The permit is held until it comes.
-    pub(crate) fn expect(&self, permit: Option<OwnedSemaphorePermit>) -> Reply {
+    /// An address for one reply to what is sent `to` a subject. The permit is held until it comes.
+    pub(crate) fn expect(&self, to: &str, permit: Option<OwnedSemaphorePermit>) -> Reply {
         let nonce = rand::rng().random();
         let key = self.state.replies.lock().insert(Slot {
             nonce,
+            to: to.into(),
             answer: Answer::Awaited(None),
             second: None,
             permit,
@@ -210,7 +216,7 @@ impl Link {
 
     /// As [`expect`](Self::expect), for what makes no sense later: it fails at once without a connection.
     pub(crate) fn expect_now(&self) -> Reply {
-        let reply = self.expect(None);
+        let reply = self.expect("", None);
         if !self.is_connected() {
             self.state.lose(reply.key, Lost::Disconnected);
         }
@@ -301,10 +307,12 @@ impl State {
                 self.lose_all(Lost::Disconnected);
             }
             Event::SlowConsumer(_) => metrics::counter!("anywire.nats.dropped").increment(1),
-            Event::LameDuckMode
-            | Event::Draining
-            | Event::ServerError(_)
-            | Event::ClientError(_) => {}
+            Event::ServerError(error) => {
+                if let Some(subject) = denied_subject(&error.to_string()) {
+                    self.deny(subject);
+                }
+            }
+            Event::LameDuckMode | Event::Draining | Event::ClientError(_) => {}
         }
         (self.changed)(event, again);
     }
@@ -353,6 +361,15 @@ impl State {
     fn lose(&self, key: usize, why: Lost) {
         if let Some(slot) = self.replies.lock().get_mut(key) {
             slot.lose(why);
+        }
+    }
+
+    /// Ends what waits for a reply to what it may not do.
+    fn deny(&self, subject: &str) {
+        for (_, slot) in &mut *self.replies.lock() {
+            if slot.to == subject {
+                slot.lose(Lost::Denied);
+            }
         }
     }
 
@@ -428,8 +445,19 @@ impl From<Lost> for Error {
                 "the connection to the NATS server was lost; it is being made again",
             ),
             Lost::Closed => errors::closed(),
+            Lost::Denied => Self::new(
+                ErrorKind::Denied,
+                "the NATS server does not permit it; give the user the permission for this subject",
+            ),
         }
     }
+}
+
+/// What the server names in `Permissions Violation for Publish to "a.b"`, and for `Subscription to`.
+fn denied_subject(error: &str) -> Option<&str> {
+    let (_, violation) = error.split_once("Permissions Violation for ")?;
+    let (_, quoted) = violation.split_once(" to \"")?;
+    quoted.split('"').next()
 }
 
 /// Longer with each attempt, and never the same for all who lost the same server.
@@ -444,6 +472,23 @@ fn pause(attempts: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_server_names_what_it_denies() {
+        for (error, subject) in [
+            (
+                r#"nats: Permissions Violation for Publish to "a.b""#,
+                Some("a.b"),
+            ),
+            (
+                r#"nats: Permissions Violation for Subscription to "a.*" using queue "q""#,
+                Some("a.*"),
+            ),
+            ("nats: Maximum Connections Exceeded", None),
+        ] {
+            assert_eq!(denied_subject(error), subject, "{error}");
+        }
+    }
 
     #[test]
     fn pauses_grow_and_are_bounded() {

@@ -23,7 +23,9 @@ const HOSTILE: [&[u8]; 6] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_handled() {
-    let Some(program) = support::binary() else { return };
+    let Some(program) = support::binary() else {
+        return;
+    };
     let server = Server::start(program, "").unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
     let seen = Seen::default();
@@ -38,8 +40,15 @@ async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_ha
     }
     let mut bodies = Vec::new();
     for n in 0..HOSTILE.len() {
-        let letter = soon("a dead letter for each", dead.next()).await.unwrap().unwrap();
-        assert_eq!(letter.context().message().trail().unwrap().group.as_deref(), Some("shop"), "{n}");
+        let letter = soon("a dead letter for each", dead.next())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            letter.context().message().trail().unwrap().group.as_deref(),
+            Some("shop"),
+            "{n}"
+        );
         bodies.push(letter.message().payload().clone());
         letter.ack().await.unwrap();
     }
@@ -53,7 +62,11 @@ async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_ha
         app.client().emit("shop.placed", &n).await.unwrap();
     }
     until("what comes later", || seen.has_all(0..200)).await;
-    assert_eq!(proxy.counters().accepted, connections, "connected again though all is past");
+    assert_eq!(
+        proxy.counters().accepted,
+        connections,
+        "connected again though all is past"
+    );
     app.shutdown().await.unwrap();
 }
 
@@ -67,7 +80,9 @@ async fn padding(size: usize) -> Result<Raw> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payload_over_the_servers_limit_is_refused_before_the_socket_and_the_next_goes_through() {
-    let Some(program) = support::binary() else { return };
+    let Some(program) = support::binary() else {
+        return;
+    };
     let server = Server::start(program, "max_payload: 65536").unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
     let seen = Seen::default();
@@ -83,18 +98,30 @@ async fn a_payload_over_the_servers_limit_is_refused_before_the_socket_and_the_n
     let large = Raw(vec![b'1'; 70_000].into());
     let emitted = client.emit("shop.placed", &large).await.unwrap_err();
     assert_eq!(emitted.kind(), ErrorKind::TooLarge, "{emitted}");
-    let asked = client.request::<_, usize>("shop.size", &large).await.unwrap_err();
+    let asked = client
+        .request::<_, usize>("shop.size", &large)
+        .await
+        .unwrap_err();
     assert_eq!(asked.kind(), ErrorKind::TooLarge, "{asked}");
     // The reply is the other side's, which says why there is none.
-    let answered = client.request::<_, Message>("shop.padding", &70_000).await.unwrap_err();
+    let answered = client
+        .request::<_, Message>("shop.padding", &70_000)
+        .await
+        .unwrap_err();
     assert!(answered.as_remote().is_some(), "{answered:?}");
 
     client.emit("shop.placed", &1).await.unwrap();
     until("the next event", || seen.has_all([1])).await;
-    let size: usize = client.request("shop.size", &Raw("four".into())).await.unwrap();
+    let size: usize = client
+        .request("shop.size", &Raw("four".into()))
+        .await
+        .unwrap();
     assert_eq!(size, 4);
     let after = proxy.counters();
     assert_eq!(after.accepted, before.accepted, "the connection was lost");
-    assert!(after.to_server - before.to_server < 70_000, "the large ones were sent");
+    assert!(
+        after.to_server - before.to_server < 70_000,
+        "the large ones were sent"
+    );
     app.shutdown().await.unwrap();
 }

@@ -141,7 +141,11 @@ async fn survives(fault: Step, mend: Step) {
     leaves_nothing(move || async move {
         let url = format!("nats://{}", standing.proxy.address());
         let load = Load::default();
-        let service = app("shop", &url).router(load.router()).start().await.unwrap();
+        let service = app("shop", &url)
+            .router(load.router())
+            .start()
+            .await
+            .unwrap();
         let client = Client::connect(app("till", &url)).await.unwrap();
         let running = load.start(&client);
         load.progress("work").await;
@@ -192,7 +196,11 @@ async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
     let Some(broker) = broker().await else { return };
     let url = format!("nats://{}", broker.proxy.address());
     let load = Load::default();
-    let service = app("shop", &url).router(load.router()).start().await.unwrap();
+    let service = app("shop", &url)
+        .router(load.router())
+        .start()
+        .await
+        .unwrap();
     let client = Client::connect(app("till", &url)).await.unwrap();
     let running = load.start(&client);
     for n in 0..CUTS {
@@ -201,7 +209,10 @@ async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
         let connections = broker.proxy.counters().accepted;
         let direction = Direction::BOTH[n as usize % 2];
         broker.proxy.cut_after(direction, 100 + n * 977 % 5_000);
-        until("a new connection", || broker.proxy.counters().accepted > connections).await;
+        until("a new connection", || {
+            broker.proxy.counters().accepted > connections
+        })
+        .await;
     }
     load.finish(running).await;
     client.close().await.unwrap();
@@ -220,7 +231,9 @@ async fn an_app_that_is_there_first_comes_up_with_its_server() {
     assert!(!starting.is_finished());
     broker.start().await.unwrap();
     let service = soon("the start", starting).await.unwrap().unwrap();
-    books.emit(&service.client(), "shop.placed", EMIT_TIMEOUT).await;
+    books
+        .emit(&service.client(), "shop.placed", EMIT_TIMEOUT)
+        .await;
     until("an event", || books.balance().handled == 1).await;
     service.shutdown().await.unwrap();
 }
@@ -247,7 +260,10 @@ async fn an_app_shuts_down_within_its_grace_while_the_server_does_not_answer() {
             // What it could not do it says.
             let _ = service.shutdown().await;
             let took = start.elapsed();
-            assert!(took < Duration::from_secs(2) + 2 * SLACK, "it took {took:?}");
+            assert!(
+                took < Duration::from_secs(2) + 2 * SLACK,
+                "it took {took:?}"
+            );
         })
         .await;
         mend(&broker).await.unwrap();

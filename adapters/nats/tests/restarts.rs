@@ -16,10 +16,8 @@ use rustix::process::Signal;
 use service::{app, until};
 use support::Server;
 
-/// The full count, for `ANYWIRE_TEST_SCALE=1`.
+/// How many messages, times `ANYWIRE_TEST_SCALE` where that is set.
 const MESSAGES: f64 = 100_000.0;
-/// The part of it that runs where nothing else is said.
-const SCALE: f64 = 0.2;
 const RESTARTS: usize = 20;
 /// How many emits wait for their confirmation at once.
 const IN_FLIGHT: usize = 256;
@@ -29,7 +27,7 @@ const AGAIN: u64 = 1_400;
 
 fn messages() -> usize {
     let scale = std::env::var("ANYWIRE_TEST_SCALE").map(|scale| scale.parse().unwrap());
-    (MESSAGES * scale.unwrap_or(SCALE)) as usize
+    (MESSAGES * scale.unwrap_or(1.0)) as usize
 }
 
 /// Ends the server again and again, each time that another share of the messages was handled.
@@ -37,7 +35,11 @@ async fn restart(server: &Server, books: &Books) {
     for n in 1..=RESTARTS {
         let share = messages() * n / (RESTARTS + 1);
         until("progress", || books.balance().handled >= share).await;
-        let signal = if n % 2 == 0 { Signal::KILL } else { Signal::TERM };
+        let signal = if n % 2 == 0 {
+            Signal::KILL
+        } else {
+            Signal::TERM
+        };
         server.end(signal).unwrap();
         server.launch().unwrap();
     }
@@ -45,11 +47,17 @@ async fn restart(server: &Server, books: &Books) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_accepted_is_lost_through_twenty_restarts() {
-    let Some(program) = support::binary() else { return };
+    let Some(program) = support::binary() else {
+        return;
+    };
     let server = Server::start(program, "").unwrap();
     let books = Books::default();
     let router = Router::new().on_event("shop.placed", books.handler());
-    let consumer = app("shop", &server.url()).router(router).start().await.unwrap();
+    let consumer = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     let client = Client::connect(app("till", &server.url())).await.unwrap();
 
     let start = Instant::now();

@@ -40,10 +40,18 @@ async fn a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on() {
     let Some(server) = server() else { return };
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = app("shop", &server.url()).router(router).start().await.unwrap();
+    let app = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     emit(&app.client(), "shop.placed", 0..10).await;
     until("work", || seen.has_all(0..10)).await;
-    foreign(&server.url()).await.delete_stream("anywire-shop").await.unwrap();
+    foreign(&server.url())
+        .await
+        .delete_stream("anywire-shop")
+        .await
+        .unwrap();
     emit(&app.client(), "shop.placed", 10..20).await;
     until("work again", || seen.has_all(10..20)).await;
     assert!(app.health().is_ok());
@@ -55,13 +63,25 @@ async fn a_consumer_that_is_deleted_is_made_again_and_misses_nothing() {
     let Some(server) = server() else { return };
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = app("shop", &server.url()).router(router).start().await.unwrap();
+    let app = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     let streams = foreign(&server.url()).await;
     for stream in ["anywire-shop", "anywire_retry"] {
         let before = seen.distinct().len() as u64;
         let names = consumers(&streams, stream).await;
-        let [name] = &names[..] else { panic!("{names:?}") };
-        streams.get_stream(stream).await.unwrap().delete_consumer(name).await.unwrap();
+        let [name] = &names[..] else {
+            panic!("{names:?}")
+        };
+        streams
+            .get_stream(stream)
+            .await
+            .unwrap()
+            .delete_consumer(name)
+            .await
+            .unwrap();
         emit(&app.client(), "shop.placed", before..before + 10).await;
         until("work again", || seen.has_all(before..before + 10)).await;
         soon("the consumer", async {
@@ -88,10 +108,18 @@ async fn a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room() {
     let stream = streams.create_stream(config).await.unwrap();
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = app("shop", &server.url()).router(router).start().await.unwrap();
+    let app = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     let client = app.client();
     emit(&client, "shop.placed", 0..10).await;
-    let refused = client.emit("shop.placed", &10).timeout(Duration::from_secs(1)).await.unwrap_err();
+    let refused = client
+        .emit("shop.placed", &10)
+        .timeout(Duration::from_secs(1))
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Overloaded, "{refused}");
     assert_eq!(refused.context("stream"), Some("ORDERS"), "{refused:?}");
     assert!(refused.to_string().contains("full"), "{refused}");
@@ -104,9 +132,16 @@ async fn a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_ours_that_is_full_refuses_too() {
     let Some(server) = server() else { return };
-    let config = format!("url = '{}'\n[transports.main.nats]\nmax_bytes = 4096", server.url());
+    let config = format!(
+        "url = '{}'\n[transports.main.nats]\nmax_bytes = 4096",
+        server.url()
+    );
     let router = Router::new().on_event("shop.placed", Seen::default().handler());
-    let app = configured("shop", &config).router(router).start().await.unwrap();
+    let app = configured("shop", &config)
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     let client = app.client();
     let refused = soon("a full stream", async {
         loop {
@@ -139,17 +174,28 @@ async fn a_stream_that_captures_a_calls_subject_stops_the_start() {
     let streams = foreign(&server.url()).await;
     streams.create_stream(captor("EVERYTHING")).await.unwrap();
     let router = Router::new().on_call("shop.quote", quote);
-    let refused = app("shop", &server.url()).router(router).start().await.unwrap_err();
+    let refused = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Config, "{refused}");
     let text = refused.to_string();
-    assert!(text.contains("\"EVERYTHING\"") && text.contains("\"shop.quote\""), "{text}");
+    assert!(
+        text.contains("\"EVERYTHING\"") && text.contains("\"shop.quote\""),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_confirmation_of_a_stream_is_never_taken_for_a_reply() {
     let Some(server) = server() else { return };
     let router = Router::new().on_call("shop.quote", quote);
-    let app = app("shop", &server.url()).router(router).start().await.unwrap();
+    let app = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     let streams = foreign(&server.url()).await;
     streams.create_stream(captor("LATER")).await.unwrap();
     for item in 0..50 {
@@ -212,11 +258,19 @@ async fn services_with_overlapping_patterns_start_in_either_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_with_overlapping_patterns_may_start_at_once() {
     let Some(server) = server() else { return };
-    let patterns = ["shop.*.placed", "shop.eu.*", "shop.>", "shop.us.placed", "shop.*.*"];
+    let patterns = [
+        "shop.*.placed",
+        "shop.eu.*",
+        "shop.>",
+        "shop.us.placed",
+        "shop.*.*",
+    ];
     let seen = patterns.map(|_| Seen::default());
     let starting = patterns.iter().zip(&seen).map(|(pattern, seen)| {
         let router = Router::new().on_event(*pattern, seen.handler());
-        app(&format!("service-{pattern}"), &server.url()).router(router).start()
+        app(&format!("service-{pattern}"), &server.url())
+            .router(router)
+            .start()
     });
     let services = futures::future::try_join_all(starting).await.unwrap();
     emit(&services[0].client(), "shop.eu.placed", 0..50).await;
@@ -240,9 +294,17 @@ async fn renaming_a_capture_keeps_the_consumer_and_its_messages() {
     let streams = foreign(&server.url()).await;
     let seen = Seen::default();
     let mut names = Vec::new();
-    for (n, pattern) in (0..).zip(["shop.{region}.placed", "shop.{country}.placed", "shop.*.placed"]) {
+    for (n, pattern) in (0..).zip([
+        "shop.{region}.placed",
+        "shop.{country}.placed",
+        "shop.*.placed",
+    ]) {
         let router = Router::new().on_event(pattern, seen.handler());
-        let service = app("shop", &server.url()).router(router).start().await.unwrap();
+        let service = app("shop", &server.url())
+            .router(router)
+            .start()
+            .await
+            .unwrap();
         until("what came in between", || seen.has_all(0..n * 10)).await;
         names.push(consumers(&streams, "anywire-shop").await);
         service.shutdown().await.unwrap();
