@@ -5,9 +5,11 @@
 mod service;
 mod support;
 
-use anywire::{ErrorKind, Message, Raw, Result, Router};
+use std::time::Duration;
+
+use anywire::{Context, ErrorKind, Failure, Message, Raw, Result, Router, Subscription};
 use anywire_conformance::proxy::Proxy;
-use service::{RawPublisher, Seen, app, dead_letters, soon, until};
+use service::{RawPublisher, Seen, app, configured, dead_letters, soon, until, until_async};
 use support::Server;
 
 /// Header blocks that a server stores and a client library cannot, or must not, read.
@@ -21,6 +23,40 @@ const HOSTILE: [&[u8]; 6] = [
     b"NATS/1.0 503 No Responders\r\n\r\n",
 ];
 
+/// Stores hostile messages among good ones, and gives the bodies of the hostile.
+fn store(server: &Server, subject: &str, rounds: usize) -> Vec<String> {
+    let mut foreign = RawPublisher::connect(server.address());
+    let mut bodies = Vec::new();
+    for round in 0..rounds {
+        for (kind, hostile) in HOSTILE.iter().enumerate() {
+            let body = format!("hostile {round} {kind}");
+            foreign.publish(subject, hostile, body.as_bytes());
+            bodies.push(body);
+        }
+        foreign.publish(subject, b"NATS/1.0\r\n\r\n", round.to_string().as_bytes());
+    }
+    bodies.sort_unstable();
+    bodies
+}
+
+/// Takes dead letters until there is one with each of these bodies.
+async fn find(letters: &mut Subscription<Message>, bodies: &[String]) {
+    let mut found = Vec::new();
+    while found != bodies {
+        let letter = soon("a dead letter for each", letters.next()).await;
+        let letter = letter.unwrap().unwrap();
+        let trail = letter.message().trail().unwrap();
+        assert_eq!(trail.group.as_deref(), Some("shop"));
+        let body = String::from_utf8_lossy(letter.message().payload()).into_owned();
+        assert!(bodies.contains(&body), "{body}");
+        // One that is read while the connection breaks comes again.
+        let _ = letter.ack().await;
+        if let Err(at) = found.binary_search(&body) {
+            found.insert(at, body);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_handled() {
     let Some(program) = support::binary() else {
@@ -32,33 +68,13 @@ async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_ha
     let router = Router::new().on_event("shop.placed", seen.handler());
     let app = app("shop", &format!("nats://{}", proxy.address()));
     let app = app.router(router).start().await.unwrap();
-    let mut dead = dead_letters(&app.client(), "shop").await;
-    let mut foreign = RawPublisher::connect(server.address());
-    for (n, hostile) in (0..).zip(HOSTILE) {
-        foreign.publish("shop.placed", hostile, format!("hostile {n}").as_bytes());
-        app.client().emit("shop.placed", &n).await.unwrap();
-    }
-    let mut bodies = Vec::new();
-    for n in 0..HOSTILE.len() {
-        let letter = soon("a dead letter for each", dead.next())
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(
-            letter.context().message().trail().unwrap().group.as_deref(),
-            Some("shop"),
-            "{n}"
-        );
-        bodies.push(letter.message().payload().clone());
-        letter.ack().await.unwrap();
-    }
-    bodies.sort_unstable();
-    let sent: Vec<_> = (0..HOSTILE.len()).map(|n| format!("hostile {n}")).collect();
-    assert_eq!(bodies, sent);
-    until("all others", || seen.has_all(0..6)).await;
+    let mut letters = dead_letters(&app.client(), "shop").await;
+    let bodies = store(&server, "shop.placed", 1);
+    find(&mut letters, &bodies).await;
+    until("the good one", || seen.has_all([0])).await;
 
     let connections = proxy.counters().accepted;
-    for n in 6..200 {
+    for n in 1..200 {
         app.client().emit("shop.placed", &n).await.unwrap();
     }
     until("what comes later", || seen.has_all(0..200)).await;
@@ -67,6 +83,102 @@ async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_ha
         connections,
         "connected again though all is past"
     );
+    app.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_full_of_hostile_messages_is_worked_off_by_two_instances() {
+    let Some(program) = support::binary() else {
+        return;
+    };
+    let server = Server::start(program, "").unwrap();
+    let seen = Seen::default();
+    let config = format!(
+        "url = {:?}\n[transports.main.nats]\nack_wait = '1s'",
+        server.url()
+    );
+    let start = || {
+        let router = Router::new().on_event("shop.placed", seen.handler());
+        configured("shop", &config).router(router).start()
+    };
+    start().await.unwrap().shutdown().await.unwrap();
+    let bodies = store(&server, "shop.placed", 30);
+    let (one, other) = futures::future::try_join(start(), start()).await.unwrap();
+    let mut letters = dead_letters(&one.client(), "shop").await;
+    find(&mut letters, &bodies).await;
+    until("the good ones", || seen.has_all(0..30)).await;
+    one.shutdown().await.unwrap();
+    other.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_message_among_the_retries_holds_none_of_them_back() {
+    let Some(program) = support::binary() else {
+        return;
+    };
+    let server = Server::start(program, "").unwrap();
+    let seen = Seen::default();
+    let handler = seen.handler();
+    let second_time = move |number: u64, context: Context| {
+        let handled = (context.attempt() > 1).then(|| handler(number));
+        async move {
+            let later = Failure::transient("not yet").retry_after(Duration::from_secs(2));
+            handled.ok_or(later)?.await
+        }
+    };
+    let config = format!(
+        "url = {:?}\n[transports.main.nats]\nack_wait = '1s'",
+        server.url()
+    );
+    let router = Router::new().on_event("shop.placed", second_time);
+    let app = configured("shop", &config)
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let mut letters = dead_letters(&app.client(), "shop").await;
+    for n in 0..20 {
+        app.client().emit("shop.placed", &n).await.unwrap();
+    }
+    let mut foreign = RawPublisher::connect(server.address());
+    foreign.publish("anywire.retry.shop==shop~placed", HOSTILE[0], b"hostile");
+    find(&mut letters, &["hostile".to_owned()]).await;
+    until("the second attempts", || seen.has_all(0..20)).await;
+    app.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_calls_and_replies_end_a_connection_and_not_the_service() {
+    let Some(program) = support::binary() else {
+        return;
+    };
+    let server = Server::start(program, "").unwrap();
+    let seen = Seen::default();
+    let router = Router::new()
+        .on_event("shop.placed", seen.handler())
+        .on_call("shop.size", size);
+    let app = app("shop", &server.url())
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let mut foreign = RawPublisher::connect(server.address());
+    for round in 0..10 {
+        foreign.publish("shop.size", HOSTILE[round % 5], b"hostile");
+        app.client()
+            .emit("shop.placed", &(round as u64))
+            .await
+            .unwrap();
+    }
+    until("the events", || seen.has_all(0..10)).await;
+    let answered = async || {
+        let client = app.client();
+        let call = client.request::<_, usize>("shop.size", &Raw("four".into()));
+        call.timeout(Duration::from_secs(1))
+            .await
+            .is_ok_and(|size| size == 4)
+    };
+    until_async("an answer", answered).await;
     app.shutdown().await.unwrap();
 }
 

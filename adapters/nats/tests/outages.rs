@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anywire::{Client, Result, Router};
+use anywire::{Client, ErrorKind, Result, Router};
 use anywire_conformance::BrokerControl;
 use anywire_conformance::proxy::{Direction, Proxy};
 use books::{Books, SLACK};
@@ -215,6 +215,41 @@ async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
         .await;
     }
     load.finish(running).await;
+    client.close().await.unwrap();
+    service.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emit_without_a_server_says_so_at_its_deadline() {
+    let Some(broker) = broker().await else { return };
+    let url = format!("nats://{}", broker.proxy.address());
+    let books = Books::default();
+    let router = Router::new().on_event("shop.placed", books.handler());
+    let service = app("shop", &url).router(router).start().await.unwrap();
+    let client = Client::connect(app("till", &url)).await.unwrap();
+    // The second of each client knows the stream already.
+    for client in [&client, &client, &service.client()] {
+        broker.kill().await.unwrap();
+        let start = Instant::now();
+        let error = client
+            .emit("shop.placed", &0)
+            .timeout(EMIT_TIMEOUT)
+            .await
+            .unwrap_err();
+        let kinds = [ErrorKind::Unavailable, ErrorKind::OutcomeUnknown];
+        assert!(kinds.contains(&error.kind()), "{error:?}");
+        assert!(
+            start.elapsed() >= EMIT_TIMEOUT - SLACK,
+            "it gave up early: {error:?}"
+        );
+        assert!(
+            start.elapsed() < EMIT_TIMEOUT + SLACK,
+            "{:?}",
+            start.elapsed()
+        );
+        broker.start().await.unwrap();
+        client.emit("shop.placed", &0).await.unwrap();
+    }
     client.close().await.unwrap();
     service.shutdown().await.unwrap();
 }

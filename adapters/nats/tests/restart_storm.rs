@@ -1,4 +1,5 @@
-//! Messages through restarts of the server, with books: what was accepted is handled, and what came twice is counted.
+//! An app and its emits through restarts of the server, with books: what was accepted is handled, and what came twice is
+//! counted.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/books.rs"]
@@ -10,14 +11,13 @@ mod support;
 use std::time::{Duration, Instant};
 
 use anywire::{Client, Router};
+use anywire_conformance::Profile;
 use books::Books;
 use futures::StreamExt;
 use rustix::process::Signal;
 use service::{app, until};
 use support::Server;
 
-/// How many messages, times `ANYWIRE_TEST_SCALE` where that is set.
-const MESSAGES: f64 = 100_000.0;
 const RESTARTS: usize = 20;
 /// How many emits wait for their confirmation at once.
 const IN_FLIGHT: usize = 256;
@@ -26,8 +26,9 @@ const IN_FLIGHT: usize = 256;
 const AGAIN: u64 = 1_400;
 
 fn messages() -> usize {
-    let scale = std::env::var("ANYWIRE_TEST_SCALE").map(|scale| scale.parse().unwrap());
-    (MESSAGES * scale.unwrap_or(1.0)) as usize
+    Profile::from_env()
+        .unwrap()
+        .pick(20_000, 100_000, 1_000_000)
 }
 
 /// Ends the server again and again, each time that another share of the messages was handled.

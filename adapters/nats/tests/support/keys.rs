@@ -78,7 +78,8 @@ impl Operator {
             let claims = json!({ "type": "account", "version": 2, "limits": limits });
             token(&operator, key, claims, None)
         };
-        let own = json!({ "type": "operator", "version": 2, "system_account": system.public_key() });
+        let own =
+            json!({ "type": "operator", "version": 2, "system_account": system.public_key() });
         let config = format!(
             "operator: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {}, {}: {} }}\n",
             token(&operator, &operator, own, None),
