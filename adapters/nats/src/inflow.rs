@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 use crate::errors;
 use crate::link::{Link, Lost};
 
+/// The most bytes that wait, however few the messages are.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Between two lines of log about dropped messages.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 
@@ -33,6 +35,7 @@ pub(crate) struct Inflow {
 struct Queue {
     messages: VecDeque<async_nats::Message>,
     bound: usize,
+    bytes: usize,
     waker: Option<Waker>,
     ended: bool,
     dropped: u64,
@@ -57,6 +60,7 @@ impl Inflow {
         let queue = Arc::new(Mutex::new(Queue {
             messages: VecDeque::new(),
             bound,
+            bytes: 0,
             waker: None,
             ended: false,
             dropped: 0,
@@ -100,6 +104,7 @@ impl Inflow {
     pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<async_nats::Message>> {
         let mut queue = self.queue.lock();
         if let Some(message) = queue.messages.pop_front() {
+            queue.bytes -= message.length;
             return Poll::Ready(Some(message));
         }
         if queue.ended {
@@ -163,7 +168,8 @@ impl Drop for End {
 
 impl Queue {
     fn push(&mut self, message: async_nats::Message, pattern: &Pattern) {
-        if self.messages.len() < self.bound {
+        if self.messages.len() < self.bound && self.bytes < MOST_BYTES {
+            self.bytes += message.length;
             self.messages.push_back(message);
         } else {
             self.dropped += 1;
@@ -194,6 +200,7 @@ impl Queue {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+        self.bytes = 0;
         std::mem::take(&mut self.messages)
     }
 }
