@@ -17,7 +17,7 @@ use anywire_conformance::BrokerControl;
 use anywire_conformance::proxy::{Direction, Proxy};
 use books::{Books, SLACK};
 use futures::future::BoxFuture;
-use service::{app, configured, leaves_nothing, soon, until};
+use service::{app, configured, leaves_nothing, resident, soon, until};
 use support::{Broker, Server};
 use tokio::task::JoinSet;
 
@@ -165,14 +165,6 @@ async fn survives(fault: Step, mend: Step) {
     })
     .await;
     until("no connection", || broker.proxy.counters().open == 0).await;
-}
-
-/// The memory of this process, in bytes, where the system tells.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 #[tokio::test(flavor = "multi_thread")]
