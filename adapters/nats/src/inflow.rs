@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use anywire::{Error, Pattern, Subject};
-use futures::{FutureExt, StreamExt};
+use anywire::{Error, ErrorKind, Pattern, Subject};
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::errors;
-use crate::link::{Link, Lost};
+use crate::link::Link;
 
 /// The most bytes that wait, however few the messages are.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
@@ -51,7 +51,6 @@ impl Inflow {
         bound: usize,
     ) -> Result<Self, Error> {
         let (client, subject) = (link.client(), pattern.wildcards().to_owned());
-        let denied = link.expect(&subject, None);
         let subscribed = match queue_group {
             Some(group) => client.queue_subscribe(subject, group).await,
             None => client.subscribe(subject).await,
@@ -68,14 +67,14 @@ impl Inflow {
         }));
         let stop = Arc::new(Notify::new());
         let (filling, stopping) = (Arc::clone(&queue), Arc::clone(&stop));
-        let pattern = pattern.clone();
+        let listening = pattern.clone();
         let mover = tokio::spawn(async move {
             let end = End(filling);
             loop {
                 tokio::select! {
                     message = subscriber.next() => match message {
-                        Some(message) if is_hidden(&pattern, &message.subject) => {}
-                        Some(message) => end.0.lock().push(message, &pattern),
+                        Some(message) if is_hidden(&listening, &message.subject) => {}
+                        Some(message) => end.0.lock().push(message, &listening),
                         None => return,
                     },
                     () = stopping.notified() => {
@@ -91,13 +90,11 @@ impl Inflow {
             stop,
             mover,
         };
-        // The server objects before it echoes, but its word takes another way through the client than a message.
-        inflow.link.echo().await?;
-        inflow.link.echo().await?;
-        match denied.now_or_never() {
-            Some(Err(Lost::Denied)) => Err(Error::from(Lost::Denied)),
-            Some(_) | None => Ok(inflow),
+        if inflow.link.was_refused(pattern.wildcards()).await? {
+            let text = "the NATS user may not subscribe to this; see its permissions";
+            return Err(Error::new(ErrorKind::Denied, text).with_context("pattern", pattern));
         }
+        Ok(inflow)
     }
 
     /// The next message; `None` once it was stopped or its connection closed.

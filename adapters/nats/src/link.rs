@@ -18,7 +18,6 @@ use futures::{SinkExt, StreamExt};
 use parking_lot::Mutex;
 use rand::RngExt;
 use slab::Slab;
-use smol_str::SmolStr;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
@@ -29,6 +28,9 @@ use crate::errors;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How many refused subscriptions are remembered.
+const MOST_REFUSED: usize = 64;
 
 /// A connection. It reconnects by itself, for ever, until it is closed.
 pub(crate) struct Link {
@@ -48,8 +50,8 @@ struct State {
     closed: AtomicBool,
     /// How many connections there have been: the epoch of what was received on one.
     connects: AtomicU64,
-    /// How many replies came for nobody.
-    stray: AtomicU64,
+    /// The last subscriptions that the server refused us.
+    refused: Mutex<Vec<String>>,
     changed: Changed,
 }
 
@@ -72,12 +74,12 @@ pub(crate) enum Handed {
 struct Slot {
     /// Makes the address unguessable, and a used one stale.
     nonce: u64,
-    /// What was asked of the server, and where: it may not be allowed.
-    to: SmolStr,
     answer: Answer,
     /// What came after it and before it was taken: whoever waits may want the second, where the first is a stream's word.
     second: Option<async_nats::Message>,
     permit: Option<OwnedSemaphorePermit>,
+    /// Where the request goes.
+    target: Option<Subject>,
 }
 
 enum Answer {
@@ -94,7 +96,7 @@ pub(crate) enum Lost {
     Disconnected,
     /// The link was closed.
     Closed,
-    /// The server does not let this user publish or subscribe there.
+    /// The server says that we may not publish there.
     Denied,
 }
 
@@ -114,7 +116,7 @@ impl Link {
             connected: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             connects: AtomicU64::new(1),
-            stray: AtomicU64::new(0),
+            refused: Mutex::default(),
             changed: Box::new(changed),
         });
         let (told, pausing) = (Arc::clone(&state), Arc::clone(&state));
@@ -197,15 +199,19 @@ impl Link {
         }
     }
 
-    /// An address for one reply to what is sent `to` a subject. The permit is held until it comes.
-    pub(crate) fn expect(&self, to: &str, permit: Option<OwnedSemaphorePermit>) -> Reply {
+    /// An address for one reply to what is sent to `target`. The permit is held until it comes.
+    pub(crate) fn expect(
+        &self,
+        target: Option<Subject>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Reply {
         let nonce = rand::rng().random();
         let key = self.state.replies.lock().insert(Slot {
             nonce,
-            to: to.into(),
             answer: Answer::Awaited(None),
             second: None,
             permit,
+            target,
         });
         Reply {
             state: Arc::clone(&self.state),
@@ -216,7 +222,7 @@ impl Link {
 
     /// As [`expect`](Self::expect), for what makes no sense later: it fails at once without a connection.
     pub(crate) fn expect_now(&self) -> Reply {
-        let reply = self.expect("", None);
+        let reply = self.expect(None, None);
         if !self.is_connected() {
             self.state.lose(reply.key, Lost::Disconnected);
         }
@@ -238,6 +244,14 @@ impl Link {
         };
         self.send(echo).await?;
         reply.await.map(drop).map_err(Error::from)
+    }
+
+    /// Whether the server has refused us a subscription. It says so by the way; what was said is heard after two echoes.
+    pub(crate) async fn was_refused(&self, pattern: &str) -> Result<bool, Error> {
+        self.echo().await?;
+        self.echo().await?;
+        let refused = self.state.refused.lock();
+        Ok(refused.iter().any(|refused| refused == pattern))
     }
 
     /// Ends the connection, now or as soon as an attempt to connect is over.
@@ -307,14 +321,28 @@ impl State {
                 self.lose_all(Lost::Disconnected);
             }
             Event::SlowConsumer(_) => metrics::counter!("anywire.nats.dropped").increment(1),
-            Event::ServerError(error) => {
-                if let Some(subject) = denied_subject(&error.to_string()) {
-                    self.deny(subject);
-                }
-            }
+            Event::ServerError(error) => self.note_violation(&error.to_string()),
             Event::LameDuckMode | Event::Draining | Event::ClientError(_) => {}
         }
         (self.changed)(event, again);
+    }
+
+    /// Notes a missing permission. The server tells it in words alone, with the subject between quotes.
+    fn note_violation(&self, text: &str) {
+        let Some(subject) = text.split('"').nth(1) else {
+            return;
+        };
+        if text.contains("Permissions Violation for Publish") {
+            for (_, slot) in &mut *self.replies.lock() {
+                if slot.target.as_deref() == Some(subject) {
+                    slot.lose(Lost::Denied);
+                }
+            }
+        } else if text.contains("Permissions Violation for Subscription") {
+            let mut refused = self.refused.lock();
+            refused.truncate(MOST_REFUSED - 1);
+            refused.insert(0, subject.to_owned());
+        }
     }
 
     /// The client has no way to be told to stop reconnecting, but for this: its task ends here, without a word, as nobody
@@ -338,7 +366,6 @@ impl State {
         });
         let Some(slot) = slot else {
             drop(replies);
-            self.stray.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("anywire.nats.stray_replies").increment(1);
             return;
         };
@@ -361,15 +388,6 @@ impl State {
     fn lose(&self, key: usize, why: Lost) {
         if let Some(slot) = self.replies.lock().get_mut(key) {
             slot.lose(why);
-        }
-    }
-
-    /// Ends what waits for a reply to what it may not do.
-    fn deny(&self, subject: &str) {
-        for (_, slot) in &mut *self.replies.lock() {
-            if slot.to == subject {
-                slot.lose(Lost::Denied);
-            }
         }
     }
 
@@ -447,17 +465,10 @@ impl From<Lost> for Error {
             Lost::Closed => errors::closed(),
             Lost::Denied => Self::new(
                 ErrorKind::Denied,
-                "the NATS server does not permit it; give the user the permission for this subject",
+                "the NATS user may not publish there; see its permissions",
             ),
         }
     }
-}
-
-/// What the server names in `Permissions Violation for Publish to "a.b"`, and for `Subscription to`.
-fn denied_subject(error: &str) -> Option<&str> {
-    let (_, violation) = error.split_once("Permissions Violation for ")?;
-    let (_, quoted) = violation.split_once(" to \"")?;
-    quoted.split('"').next()
 }
 
 /// Longer with each attempt, and never the same for all who lost the same server.
@@ -472,23 +483,6 @@ fn pause(attempts: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_server_names_what_it_denies() {
-        for (error, subject) in [
-            (
-                r#"nats: Permissions Violation for Publish to "a.b""#,
-                Some("a.b"),
-            ),
-            (
-                r#"nats: Permissions Violation for Subscription to "a.*" using queue "q""#,
-                Some("a.*"),
-            ),
-            ("nats: Maximum Connections Exceeded", None),
-        ] {
-            assert_eq!(denied_subject(error), subject, "{error}");
-        }
-    }
 
     #[test]
     fn pauses_grow_and_are_bounded() {

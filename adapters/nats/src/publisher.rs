@@ -164,8 +164,10 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
     let Ok(permit) = Arc::clone(&connection.in_flight).acquire_owned().await else {
         return Step::Ended(Published::Rejected(errors::closed()));
     };
-    let reply = connection.main.expect(&address, Some(permit));
     let mut outbound = outbound(message, &address, sending);
+    let reply = connection
+        .main
+        .expect(Some(outbound.subject.clone()), Some(permit));
     outbound.reply = Some(reply.address().clone());
     match connection.main.send(outbound).await {
         Ok(()) => Step::Stored(reply),

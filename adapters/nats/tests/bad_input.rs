@@ -11,6 +11,15 @@ use anywire::{Context, ErrorKind, Failure, Message, Raw, Result, Router, Subscri
 use anywire_conformance::proxy::Proxy;
 use service::{RawPublisher, Seen, app, configured, dead_letters, soon, until, until_async};
 use support::Server;
+use support::trials::tests_with_a_server;
+
+tests_with_a_server![
+    messages_with_hostile_headers_become_dead_letters_and_the_others_are_handled,
+    a_backlog_full_of_hostile_messages_is_worked_off_by_two_instances,
+    a_hostile_message_among_the_retries_holds_none_of_them_back,
+    hostile_calls_and_replies_end_a_connection_and_not_the_service,
+    a_payload_over_the_servers_limit_is_refused_before_the_socket_and_the_next_goes_through,
+];
 
 /// Header blocks that a server stores and a client library cannot, or must not, read.
 const HOSTILE: [&[u8]; 6] = [
@@ -57,12 +66,8 @@ async fn find(letters: &mut Subscription<Message>, bodies: &[String]) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_handled() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
@@ -86,12 +91,8 @@ async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_ha
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_full_of_hostile_messages_is_worked_off_by_two_instances() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let seen = Seen::default();
     let config = format!(
         "url = {:?}\n[transports.main.nats]\nack_wait = '1s'",
@@ -111,12 +112,8 @@ async fn a_backlog_full_of_hostile_messages_is_worked_off_by_two_instances() {
     other.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_message_among_the_retries_holds_none_of_them_back() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let seen = Seen::default();
     let handler = seen.handler();
     let second_time = move |number: u64, context: Context| {
@@ -147,12 +144,8 @@ async fn a_hostile_message_among_the_retries_holds_none_of_them_back() {
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn hostile_calls_and_replies_end_a_connection_and_not_the_service() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let seen = Seen::default();
     let router = Router::new()
         .on_event("shop.placed", seen.handler())
@@ -190,12 +183,8 @@ async fn padding(size: usize) -> Result<Raw> {
     Ok(Raw(vec![b'x'; size].into()))
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_payload_over_the_servers_limit_is_refused_before_the_socket_and_the_next_goes_through() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "max_payload: 65536").unwrap();
+    let server = Server::start("max_payload: 65536").unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
     let seen = Seen::default();
     let router = Router::new()

@@ -18,8 +18,19 @@ use anywire_conformance::proxy::{Direction, Proxy};
 use books::{Books, SLACK};
 use futures::future::BoxFuture;
 use service::{app, configured, leaves_nothing, resident, soon, until};
+use support::trials::tests_with_a_server;
 use support::{Broker, Server};
 use tokio::task::JoinSet;
+
+tests_with_a_server![
+    a_killed_server_that_comes_back_has_lost_nothing,
+    a_frozen_server_holds_nobody_beyond_his_deadline,
+    a_silent_network_holds_nobody_beyond_his_deadline,
+    connections_that_break_in_the_middle_of_frames_lose_nothing,
+    an_emit_without_a_server_says_so_at_its_deadline,
+    an_app_that_is_there_first_comes_up_with_its_server,
+    an_app_shuts_down_within_its_grace_while_the_server_does_not_answer,
+];
 
 const EMITTERS: usize = 16;
 const CALLERS: usize = 4;
@@ -28,10 +39,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most by which the process may grow in a test.
 const GROWTH: usize = 64 * 1024 * 1024;
 
-async fn broker() -> Option<Arc<Broker>> {
-    let server = Server::start(support::binary()?, "").unwrap();
+async fn broker() -> Arc<Broker> {
+    let server = Server::start("").unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
-    Some(Arc::new(Broker { server, proxy }))
+    Arc::new(Broker { server, proxy })
 }
 
 async fn double(number: u64) -> Result<u64> {
@@ -136,7 +147,7 @@ type Step = for<'a> fn(&'a Broker) -> BoxFuture<'a, std::io::Result<()>>;
 
 /// Breaks the broker under load for long enough that deadlines pass, mends it, and looks at the books.
 async fn survives(fault: Step, mend: Step) {
-    let Some(broker) = broker().await else { return };
+    let broker = broker().await;
     let standing = Arc::clone(&broker);
     leaves_nothing(move || async move {
         let url = format!("nats://{}", standing.proxy.address());
@@ -167,25 +178,21 @@ async fn survives(fault: Step, mend: Step) {
     until("no connection", || broker.proxy.counters().open == 0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_that_comes_back_has_lost_nothing() {
     survives(|broker| broker.kill(), |broker| broker.start()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_server_holds_nobody_beyond_his_deadline() {
     survives(|broker| broker.freeze(), |broker| broker.thaw()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_network_holds_nobody_beyond_his_deadline() {
     survives(|broker| broker.cut(), |broker| broker.heal()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
     const CUTS: u64 = 40;
-    let Some(broker) = broker().await else { return };
+    let broker = broker().await;
     let url = format!("nats://{}", broker.proxy.address());
     let load = Load::default();
     let service = app("shop", &url)
@@ -211,9 +218,8 @@ async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
     service.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn an_emit_without_a_server_says_so_at_its_deadline() {
-    let Some(broker) = broker().await else { return };
+    let broker = broker().await;
     let url = format!("nats://{}", broker.proxy.address());
     let books = Books::default();
     let router = Router::new().on_event("shop.placed", books.handler());
@@ -246,9 +252,8 @@ async fn an_emit_without_a_server_says_so_at_its_deadline() {
     service.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_is_there_first_comes_up_with_its_server() {
-    let Some(broker) = broker().await else { return };
+    let broker = broker().await;
     broker.kill().await.unwrap();
     let books = Books::default();
     let router = Router::new().on_event("shop.placed", books.handler());
@@ -265,7 +270,6 @@ async fn an_app_that_is_there_first_comes_up_with_its_server() {
     service.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn an_app_shuts_down_within_its_grace_while_the_server_does_not_answer() {
     let faults: [(Step, Step); 3] = [
         (|broker| broker.freeze(), |broker| broker.thaw()),
@@ -273,7 +277,7 @@ async fn an_app_shuts_down_within_its_grace_while_the_server_does_not_answer() {
         (|broker| broker.kill(), |broker| broker.start()),
     ];
     for (fault, mend) in faults {
-        let Some(broker) = broker().await else { return };
+        let broker = broker().await;
         let standing = Arc::clone(&broker);
         leaves_nothing(move || async move {
             let url = format!("nats://{}", standing.proxy.address());

@@ -15,17 +15,22 @@ use anywire_conformance::proxy::Proxy;
 use bytes::Bytes;
 use futures::StreamExt;
 use service::{Seen, app, foreign, resident, until};
+use support::trials::tests_with_a_server;
 use support::{Broker, Server};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
+
+tests_with_a_server![
+    large_messages_that_nobody_handles_fill_no_memory,
+    emits_that_may_be_lost_fill_no_memory_while_the_server_is_frozen,
+];
 
 const MEBIBYTE: usize = 1024 * 1024;
+/// One test at a time, as each looks at the memory of the whole process.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
-#[tokio::test(flavor = "multi_thread")]
 async fn large_messages_that_nobody_handles_fill_no_memory() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "max_pending: 1GB").unwrap();
+    let _alone = ALONE.lock().await;
+    let server = Server::start("max_pending: 1GB").unwrap();
     let gate = Arc::new(Semaphore::new(0));
     let waiting = Arc::clone(&gate);
     let stuck = move |_: Ignore| {
@@ -66,12 +71,9 @@ async fn large_messages_that_nobody_handles_fill_no_memory() {
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn emits_that_may_be_lost_fill_no_memory_while_the_server_is_frozen() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let _alone = ALONE.lock().await;
+    let server = Server::start("").unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
     let broker = Broker { server, proxy };
     let seen = Seen::default();

@@ -10,27 +10,30 @@ use std::time::Duration;
 use anywire::{ErrorKind, Ignore, Result, Router};
 use service::{Seen, app, until};
 use support::Server;
+use support::trials::tests_with_a_server;
+
+tests_with_a_server![
+    a_subject_that_may_not_be_published_to_is_denied_and_the_others_go_on,
+    what_may_not_be_served_or_provisioned_stops_the_start_by_its_name,
+    an_event_that_may_be_lost_and_may_not_be_sent_harms_nobody,
+];
 
 /// A server for the user `shop`, with these permissions, and its URL.
-fn server(permissions: &str) -> Option<(Server, String)> {
+fn server(permissions: &str) -> (Server, String) {
     let users = format!(
         "authorization {{ users: [ {{ user: shop, password: right, permissions: {{ {permissions} }} }} ] }}"
     );
-    let server = Server::start(support::binary()?, &users).unwrap();
+    let server = Server::start(&users).unwrap();
     let url = format!("nats://shop:right@{}", server.address());
-    Some((server, url))
+    (server, url)
 }
 
 async fn double(number: u64) -> Result<u64> {
     Ok(number * 2)
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_subject_that_may_not_be_published_to_is_denied_and_the_others_go_on() {
-    let Some((_server, url)) = server("publish: { deny: [\"shop.secret\", \"math.secret\"] }")
-    else {
-        return;
-    };
+    let (_server, url) = server("publish: { deny: [\"shop.secret\", \"math.secret\"] }");
     let seen = Seen::default();
     let router = Router::new()
         .on_event("shop.*", seen.handler())
@@ -61,7 +64,6 @@ async fn a_subject_that_may_not_be_published_to_is_denied_and_the_others_go_on()
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_served_or_provisioned_stops_the_start_by_its_name() {
     let events =
         || Router::new().on_event("shop.placed", async |_: Ignore| -> Result<()> { Ok(()) });
@@ -80,9 +82,7 @@ async fn what_may_not_be_served_or_provisioned_stops_the_start_by_its_name() {
         ),
     ];
     for (permissions, router, name) in cases {
-        let Some((_server, url)) = server(permissions) else {
-            return;
-        };
+        let (_server, url) = server(permissions);
         let starting = app("shop", &url).router(router).start();
         let refused = tokio::time::timeout(Duration::from_secs(5), starting).await;
         let refused = refused.expect("at once").unwrap_err();
@@ -92,11 +92,8 @@ async fn what_may_not_be_served_or_provisioned_stops_the_start_by_its_name() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_may_be_lost_and_may_not_be_sent_harms_nobody() {
-    let Some((_server, url)) = server("publish: { deny: \"shop.secret\" }") else {
-        return;
-    };
+    let (_server, url) = server("publish: { deny: \"shop.secret\" }");
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
     let app = app("shop", &url).router(router).start().await.unwrap();

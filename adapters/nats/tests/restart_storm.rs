@@ -17,6 +17,12 @@ use futures::StreamExt;
 use rustix::process::Signal;
 use service::{app, until};
 use support::Server;
+use support::trials::tests_with_a_server;
+
+tests_with_a_server![
+    nothing_accepted_is_lost_through_twenty_restarts,
+    no_retry_and_no_dead_letter_is_lost_through_restarts,
+];
 
 /// How many emits wait for their confirmation at once.
 const IN_FLIGHT: usize = 256;
@@ -55,12 +61,8 @@ async fn storm(server: &Server, books: &Books, client: &Client, messages: usize,
     assert!(balance.again <= restarts as u64 * AGAIN, "{balance:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_accepted_is_lost_through_twenty_restarts() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let books = Books::default();
     let router = Router::new().on_event("shop.placed", books.handler());
     let consumer = app("shop", &server.url())
@@ -77,12 +79,8 @@ async fn nothing_accepted_is_lost_through_twenty_restarts() {
     consumer.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_retry_and_no_dead_letter_is_lost_through_restarts() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let books = Books::default();
     let handler = books.handler();
     // Every fifth fails once and comes again by way of the server, every seventh dies.

@@ -18,8 +18,20 @@ use anywire_conformance::proxy::Proxy;
 use keys::{Authority, Operator};
 use service::{Seen, configured, until};
 use support::Server;
+use support::trials::tests_with_a_server;
 use tempfile::TempDir;
 use tracing_subscriber::filter::LevelFilter;
+
+tests_with_a_server![
+    a_wrong_password_or_token_is_told_once,
+    an_nkey_that_nobody_knows_or_nobody_can_read_is_told_once,
+    expired_credentials_are_told_once,
+    credentials_that_expire_at_work_are_tried_again_without_haste,
+    a_server_whose_certificate_is_right_is_trusted,
+    a_certificate_that_is_not_right_is_told_once,
+    a_client_without_the_certificate_that_is_asked_for_is_told_once,
+    a_plaintext_server_that_is_asked_for_tls_is_told_once,
+];
 
 /// No start may take longer.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -89,7 +101,6 @@ async fn refused(server: &Server, config: &str, secret: &str) -> Error {
     error
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_or_token_is_told_once() {
     let cases = [
         (
@@ -106,24 +117,17 @@ async fn a_wrong_password_or_token_is_told_once() {
         ),
     ];
     for (accounts, config) in cases {
-        let Some(program) = support::binary() else {
-            return;
-        };
-        let server = Server::start(program, accounts).unwrap();
+        let server = Server::start(accounts).unwrap();
         let error = refused(&server, config, SECRET).await;
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(error.to_string().contains("credentials"), "{error}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn an_nkey_that_nobody_knows_or_nobody_can_read_is_told_once() {
-    let Some(program) = support::binary() else {
-        return;
-    };
     let known = nkeys::KeyPair::new_user().public_key();
     let accounts = format!("authorization {{ users: [ {{ nkey: {known} }} ] }}");
-    let server = Server::start(program, &accounts).unwrap();
+    let server = Server::start(&accounts).unwrap();
     let seed = nkeys::KeyPair::new_user().seed().unwrap();
     for (seed, kind) in [
         (seed.as_str(), ErrorKind::Denied),
@@ -143,13 +147,9 @@ fn with_credentials(file: &Path) -> String {
     format!("url = 'nats://ADDRESS'\n[transports.main.nats]\ncredentials_file = {file:?}")
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn expired_credentials_are_told_once() {
-    let Some(program) = support::binary() else {
-        return;
-    };
     let operator = Operator::new();
-    let server = Server::start(program, &operator.config).unwrap();
+    let server = Server::start(&operator.config).unwrap();
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("user.creds");
     let seed = operator.credentials(&file, SystemTime::now() - Duration::from_secs(60));
@@ -165,14 +165,10 @@ async fn expired_credentials_are_told_once() {
     assert!(error.to_string().contains("user.creds"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_expire_at_work_are_tried_again_without_haste() {
-    let Some(program) = support::binary() else {
-        return;
-    };
     Log::listen();
     let operator = Operator::new();
-    let server = Server::start(program, &operator.config).unwrap();
+    let server = Server::start(&operator.config).unwrap();
     let proxy = Proxy::start(server.address()).await.unwrap();
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("user.creds");
@@ -204,22 +200,19 @@ async fn credentials_that_expire_at_work_are_tried_again_without_haste() {
     app.shutdown().await.unwrap();
 }
 
-fn tls_server(authority: &Authority, host: &str, is_expired: bool, more: &str) -> Option<Server> {
+fn tls_server(authority: &Authority, host: &str, is_expired: bool, more: &str) -> Server {
     let (certificate, key) = authority.certify(host, is_expired);
     let tls = format!("tls {{ cert_file: {certificate:?}, key_file: {key:?}, {more} }}");
-    Some(Server::start(support::binary()?, &tls).unwrap())
+    Server::start(&tls).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_certificate_is_right_is_trusted() {
     let authority = Authority::new();
     let verify = format!("ca_file: {:?}, verify: true", authority.ca());
     let (certificate, key) = authority.certify("client.example", false);
     let own = format!(", cert = {certificate:?}, key = {key:?}");
     for (more, own) in [("", ""), (verify.as_str(), own.as_str())] {
-        let Some(server) = tls_server(&authority, "127.0.0.1", false, more) else {
-            return;
-        };
+        let server = tls_server(&authority, "127.0.0.1", false, more);
         let config = format!(
             "[transports.main]\nurl = 'tls://{}'\ntls = {{ ca = {:?}{own} }}",
             server.address(),
@@ -238,7 +231,6 @@ async fn a_server_whose_certificate_is_right_is_trusted() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_is_not_right_is_told_once() {
     let authority = Authority::new();
     let trusting = format!(
@@ -251,22 +243,17 @@ async fn a_certificate_that_is_not_right_is_told_once() {
         ("127.0.0.1", false, "url = 'tls://shop:canary@ADDRESS'"),
     ];
     for (host, is_expired, config) in cases {
-        let Some(server) = tls_server(&authority, host, is_expired, "") else {
-            return;
-        };
+        let server = tls_server(&authority, host, is_expired, "");
         let error = refused(&server, config, SECRET).await;
         assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         assert!(error.to_string().contains("certificate"), "{error}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_the_certificate_that_is_asked_for_is_told_once() {
     let authority = Authority::new();
     let verify = format!("ca_file: {:?}, verify: true", authority.ca());
-    let Some(server) = tls_server(&authority, "127.0.0.1", false, &verify) else {
-        return;
-    };
+    let server = tls_server(&authority, "127.0.0.1", false, &verify);
     let config = format!(
         "[transports.main]\nurl = 'tls://shop:canary@ADDRESS'\ntls = {{ ca = {:?} }}",
         authority.ca()
@@ -275,12 +262,8 @@ async fn a_client_without_the_certificate_that_is_asked_for_is_told_once() {
     assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_plaintext_server_that_is_asked_for_tls_is_told_once() {
-    let Some(program) = support::binary() else {
-        return;
-    };
-    let server = Server::start(program, "").unwrap();
+    let server = Server::start("").unwrap();
     let authority = Authority::new();
     for config in [
         "url = 'tls://shop:canary@ADDRESS'".to_owned(),

@@ -12,9 +12,22 @@ use async_nats::jetstream::{self, stream};
 use futures::TryStreamExt;
 use service::{Seen, app, configured, foreign, soon, until};
 use support::Server;
+use support::trials::tests_with_a_server;
 
-fn server() -> Option<Server> {
-    Some(Server::start(support::binary()?, "").unwrap())
+tests_with_a_server![
+    a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on,
+    a_consumer_that_is_deleted_is_made_again_and_misses_nothing,
+    a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room,
+    a_stream_of_ours_that_is_full_refuses_too,
+    a_stream_that_captures_a_calls_subject_stops_the_start,
+    the_confirmation_of_a_stream_is_never_taken_for_a_reply,
+    services_with_overlapping_patterns_start_in_either_order,
+    services_with_overlapping_patterns_may_start_at_once,
+    renaming_a_capture_keeps_the_consumer_and_its_messages,
+];
+
+fn server() -> Server {
+    Server::start("").unwrap()
 }
 
 /// Emits until it is taken: what nobody stores at the moment is refused.
@@ -35,9 +48,8 @@ async fn consumers(streams: &jetstream::Context, stream: &str) -> Vec<String> {
     stream.consumer_names().try_collect().await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on() {
-    let Some(server) = server() else { return };
+    let server = server();
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
     let app = app("shop", &server.url())
@@ -58,9 +70,8 @@ async fn a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on() {
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_is_deleted_is_made_again_and_misses_nothing() {
-    let Some(server) = server() else { return };
+    let server = server();
     let seen = Seen::default();
     let router = Router::new().on_event("shop.placed", seen.handler());
     let app = app("shop", &server.url())
@@ -94,9 +105,8 @@ async fn a_consumer_that_is_deleted_is_made_again_and_misses_nothing() {
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room() {
-    let Some(server) = server() else { return };
+    let server = server();
     let streams = foreign(&server.url()).await;
     let config = stream::Config {
         name: "ORDERS".to_owned(),
@@ -129,9 +139,8 @@ async fn a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room() {
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_ours_that_is_full_refuses_too() {
-    let Some(server) = server() else { return };
+    let server = server();
     let config = format!(
         "url = '{}'\n[transports.main.nats]\nmax_bytes = 4096",
         server.url()
@@ -168,9 +177,8 @@ fn captor(name: &str) -> stream::Config {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_captures_a_calls_subject_stops_the_start() {
-    let Some(server) = server() else { return };
+    let server = server();
     let streams = foreign(&server.url()).await;
     streams.create_stream(captor("EVERYTHING")).await.unwrap();
     let router = Router::new().on_call("shop.quote", quote);
@@ -187,9 +195,8 @@ async fn a_stream_that_captures_a_calls_subject_stops_the_start() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn the_confirmation_of_a_stream_is_never_taken_for_a_reply() {
-    let Some(server) = server() else { return };
+    let server = server();
     let router = Router::new().on_call("shop.quote", quote);
     let app = app("shop", &server.url())
         .router(router)
@@ -212,7 +219,7 @@ async fn the_confirmation_of_a_stream_is_never_taken_for_a_reply() {
 
 /// Two services whose patterns meet, started in this order while events flow, miss nothing of theirs.
 async fn both_get_theirs(order: [&'static str; 2]) {
-    let Some(server) = server() else { return };
+    let server = server();
     let mut running = Vec::new();
     let mut flowing = Vec::new();
     for (n, pattern) in order.into_iter().enumerate() {
@@ -242,7 +249,6 @@ async fn both_get_theirs(order: [&'static str; 2]) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn services_with_overlapping_patterns_start_in_either_order() {
     let pairs = [
         ["shop.*.placed", "shop.eu.*"],
@@ -255,9 +261,8 @@ async fn services_with_overlapping_patterns_start_in_either_order() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn services_with_overlapping_patterns_may_start_at_once() {
-    let Some(server) = server() else { return };
+    let server = server();
     let patterns = [
         "shop.*.placed",
         "shop.eu.*",
@@ -288,9 +293,8 @@ async fn services_with_overlapping_patterns_may_start_at_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
 async fn renaming_a_capture_keeps_the_consumer_and_its_messages() {
-    let Some(server) = server() else { return };
+    let server = server();
     let streams = foreign(&server.url()).await;
     let seen = Seen::default();
     let mut names = Vec::new();
