@@ -77,6 +77,8 @@ struct Slot {
     /// Makes the address unguessable, and a used one stale.
     nonce: u64,
     answer: Answer,
+    /// What came after it and before it was taken: whoever waits may want the second, where the first is a stream's word.
+    second: Option<async_nats::Message>,
     permit: Option<OwnedSemaphorePermit>,
     /// Where the request goes.
     target: Option<Subject>,
@@ -219,6 +221,7 @@ impl Link {
         let key = self.state.replies.lock().insert(Slot {
             nonce,
             answer: Answer::Awaited(None),
+            second: None,
             permit,
             target,
         });
@@ -381,8 +384,10 @@ impl State {
         slot.permit = None;
         let waker = match &mut slot.answer {
             Answer::Awaited(waker) => waker.take(),
-            // One reply wins.
-            Answer::Here(_) => return,
+            Answer::Here(_) => {
+                slot.second.get_or_insert(message);
+                return;
+            }
             Answer::Taken => None,
         };
         slot.answer = Answer::Here(Ok(message));
@@ -442,7 +447,12 @@ impl Future for Reply {
             return Poll::Ready(Err(Lost::Closed));
         };
         match std::mem::replace(&mut slot.answer, Answer::Taken) {
-            Answer::Here(answer) => Poll::Ready(answer),
+            Answer::Here(answer) => {
+                if let Some(second) = slot.second.take() {
+                    slot.answer = Answer::Here(Ok(second));
+                }
+                Poll::Ready(answer)
+            }
             Answer::Awaited(_) | Answer::Taken => {
                 slot.answer = Answer::Awaited(Some(cx.waker().clone()));
                 Poll::Pending
