@@ -127,7 +127,8 @@ pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use capability::{Capabilities, DeliveryCount, Limits, OrderScope, Support};
 pub use client::{
-    Client, Delivery, Emit, EmitAll, EmitAllError, EmitFuture, Request, Subscribe, Subscription,
+    Client, Delivery, Emit, EmitAll, EmitAllError, EmitFuture, Request, RequestFuture, Subscribe,
+    Subscription,
 };
 pub use codec::{Codec, ContentType};
 pub use config::{AfterFailure, Config, HandlerSettings, Unrouted};

@@ -44,6 +44,7 @@ struct Fields {
     key: Option<Key>,
     content_type: Option<ContentType>,
     timestamp: Option<SystemTime>,
+    deadline: Option<Duration>,
     rare: Option<Box<Rare>>,
     guard: Option<Guard>,
 }
@@ -53,7 +54,6 @@ struct Fields {
 struct Rare {
     correlation_id: Option<SmolStr>,
     reply_to: Option<SmolStr>,
-    deadline: Option<Duration>,
     error_code: Option<SmolStr>,
     trail: Option<Trail>,
 }
@@ -69,6 +69,7 @@ impl Message {
             key: None,
             content_type: None,
             timestamp: None,
+            deadline: None,
             rare: None,
             guard: None,
         }))
@@ -129,7 +130,7 @@ impl Message {
     /// Sets the time that a call has left.
     #[must_use]
     pub fn with_deadline(mut self, remaining: Duration) -> Self {
-        self.rare_mut().deadline = Some(remaining);
+        self.fields_mut().deadline = Some(remaining);
         self
     }
 
@@ -216,7 +217,7 @@ impl Message {
     /// The time a call had left when it was sent.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.0.rare.as_ref()?.deadline
+        self.0.deadline
     }
 
     /// The code of an error reply.
@@ -239,6 +240,9 @@ impl Message {
 
     /// What a user may send of it: no trail, no reply address, deadline or error code, no reserved header.
     pub(crate) fn into_plain(mut self) -> Self {
+        if self.0.deadline.is_some() {
+            self.fields_mut().deadline = None;
+        }
         if self.0.rare.is_some() {
             let correlation_id = self.correlation_id().map(SmolStr::from);
             self.fields_mut().rare = correlation_id.map(|id| {
@@ -325,6 +329,7 @@ impl fmt::Debug for Message {
             .field("id", &self.0.id)
             .field("key", &self.0.key.as_ref().map(|key| key.0.len()))
             .field("content_type", &self.0.content_type)
+            .field("deadline", &self.0.deadline)
             .field("rare", &self.0.rare)
             .finish_non_exhaustive()
     }

@@ -400,3 +400,23 @@ async fn a_handler_that_emits_into_its_own_full_queue_is_retried_and_blocks_nobo
     client.emit("c.d", &1).await.unwrap();
     app.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn emits_that_never_wait_let_others_run() {
+    let (broker, clock) = (MemoryBroker::new(), ManualClock::new());
+    let client = Client::connect(app_on(&broker, &clock, Router::new()))
+        .await
+        .unwrap();
+    for all in [false, true] {
+        let other = tokio::spawn(async {});
+        for number in 0..1000 {
+            if all {
+                let _ = client.emit_all("a.b", &[number]).await;
+            } else {
+                let emit = client.emit("a.b", &number).unrouted(Unrouted::Ignore);
+                emit.await.unwrap();
+            }
+        }
+        assert!(other.is_finished(), "all at once: {all}");
+    }
+}

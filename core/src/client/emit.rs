@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, Either};
+use tokio::task::coop::consume_budget;
 
 use super::{Client, ClientCore};
 use crate::clock::after;
@@ -190,6 +191,8 @@ impl Future for EmitFuture<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Start(_) = self.0 {
+            // Where the transport takes everything at once, the task would never let another one run.
+            ready!(pin!(consume_budget()).poll(cx));
             let State::Start(emit) = std::mem::replace(&mut self.0, State::Over) else {
                 unreachable!()
             };

@@ -5,6 +5,7 @@ use std::future::IntoFuture;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::task::coop::consume_budget;
 
 use super::emit::{Job, Pauses, encode, failed, no_entry, prepare};
 use super::{Client, ClientCore, Wire};
@@ -79,6 +80,8 @@ impl<'a> EmitAll<'a> {
         let mut results = Vec::with_capacity(self.messages.len());
         let mut messages = self.messages.into_iter().peekable();
         while messages.peek().is_some() {
+            // As with a single emit: others get a turn, even if nothing ever waits.
+            consume_budget().await;
             let chunk: Vec<_> = messages.by_ref().take(CHUNK).collect();
             publish_chunk(
                 self.client,

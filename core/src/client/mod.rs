@@ -18,8 +18,8 @@ pub use delivery::Delivery;
 pub(crate) use emit::Options;
 pub use emit::{Emit, EmitFuture};
 pub use emit_all::{EmitAll, EmitAllError};
-pub use request::Request;
 pub(crate) use request::error_reply;
+pub use request::{Request, RequestFuture};
 pub use subscribe::{Subscribe, Subscription};
 pub(crate) use wires::{SubjectRoute, Wire, Wires};
 

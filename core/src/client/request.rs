@@ -1,8 +1,10 @@
 //! Making a call.
 
 use std::fmt;
-use std::future::IntoFuture;
+use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -11,6 +13,7 @@ use super::Client;
 use super::emit::encode;
 use crate::clock::after;
 use crate::headers::HeaderValue;
+use crate::pattern::Progress;
 use crate::payload::{FromPayload, IntoPayload};
 use crate::{Error, ErrorKind, Message, RemoteError, Subject};
 
@@ -53,7 +56,8 @@ impl<'a, R: FromPayload> Request<'a, R> {
         self
     }
 
-    async fn run(self) -> Result<R, Error> {
+    /// Sends the request. What comes back is its subject, for the errors, and the wait for the reply.
+    fn begin(self) -> Result<(Subject, Progress<Result<Message, Error>>), Error> {
         let core = self.client.core();
         core.check_open()?;
         let mut message = self.message?;
@@ -63,23 +67,20 @@ impl<'a, R: FromPayload> Request<'a, R> {
         let subject = message.subject().clone();
         let requester = core.wires.requester(&subject)?;
         let deadline = after(core.clock.now(), self.timeout);
-        let reply = requester
-            .request(message.with_deadline(self.timeout), deadline)
-            .wait()
-            .await;
-        let reply = reply.map_err(|error| {
-            error
-                .with_operation("request")
-                .with_context("subject", &subject)
-        })?;
-        match reply.error_code() {
-            None => R::from_payload(&reply),
-            Some(code) => {
-                Err(Error::remote(remote_error(code, &reply)).with_context("subject", &subject))
-            }
-        }
-        .map_err(|error| error.with_operation("request"))
+        let reply = requester.request(message.with_deadline(self.timeout), deadline);
+        Ok((subject, reply))
     }
+}
+
+fn read<R: FromPayload>(subject: &Subject, reply: Result<Message, Error>) -> Result<R, Error> {
+    let read = reply.map_err(|error| error.with_context("subject", subject));
+    let read = read.and_then(|reply| match reply.error_code() {
+        None => R::from_payload(&reply),
+        Some(code) => {
+            Err(Error::remote(remote_error(code, &reply)).with_context("subject", subject))
+        }
+    });
+    read.map_err(|error| error.with_operation("request"))
 }
 
 /// A reply whose details cannot be read is still an error, with its code.
@@ -90,10 +91,53 @@ fn remote_error(code: &str, reply: &Message) -> RemoteError {
 
 impl<'a, R: FromPayload> IntoFuture for Request<'a, R> {
     type Output = Result<R, Error>;
-    type IntoFuture = BoxFuture<'a, Self::Output>;
+    type IntoFuture = RequestFuture<'a, R>;
 
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.run())
+    fn into_future(self) -> RequestFuture<'a, R> {
+        RequestFuture(State::Start(self))
+    }
+}
+
+/// A call under way. Dropping it gives the call up.
+pub struct RequestFuture<'a, R>(State<'a, R>);
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "boxing the start is the allocation that this type avoids"
+)]
+enum State<'a, R> {
+    Start(Request<'a, R>),
+    Waiting(Subject, BoxFuture<'static, Result<Message, Error>>),
+    Over,
+}
+
+impl<R: FromPayload> Future for RequestFuture<'_, R> {
+    type Output = Result<R, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Start(_) = self.0 {
+            let State::Start(request) = std::mem::replace(&mut self.0, State::Over) else {
+                unreachable!()
+            };
+            match request.begin() {
+                Ok((subject, Progress::Done(reply))) => return Poll::Ready(read(&subject, reply)),
+                Ok((subject, Progress::Pending(reply))) => self.0 = State::Waiting(subject, reply),
+                Err(error) => return Poll::Ready(Err(error.with_operation("request"))),
+            }
+        }
+        let State::Waiting(subject, reply) = &mut self.0 else {
+            unreachable!("polled again after it was ready")
+        };
+        let reply = ready!(reply.as_mut().poll(cx));
+        let result = read(subject, reply);
+        self.0 = State::Over;
+        Poll::Ready(result)
+    }
+}
+
+impl<R> fmt::Debug for RequestFuture<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RequestFuture")
     }
 }
 

@@ -19,8 +19,9 @@ use crate::pattern::{Batch, PullResult, Pulled};
 
 /// How many deliveries are pulled at once.
 const PULL: usize = 64;
-/// How many jobs a worker runs before other tasks of its thread get a turn.
-const BUDGET: usize = 256;
+/// How many jobs a worker runs before other tasks of its thread get a turn: what tokio gives a task, so that handlers
+/// that emit once each seldom meet its end.
+const BUDGET: usize = 128;
 /// How many flushes may be under way before a worker stops pulling.
 const MAX_FLUSHES: usize = 8;
 /// Handlers that keep a worker longer than this each are spread over all workers.
@@ -274,6 +275,8 @@ struct Worker<W: Work> {
     outbox: W::Outbox,
     flushes: FuturesUnordered<BoxFuture<'static, ()>>,
     finished: usize,
+    /// Whom a stop wakes.
+    listening: Option<Waker>,
     pulls: u32,
     slow: bool,
 }
@@ -291,13 +294,14 @@ impl<W: Work> Worker<W> {
             outbox: W::Outbox::default(),
             flushes: FuturesUnordered::new(),
             finished: 0,
+            listening: None,
             pulls: 0,
             slow: false,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.crew.wakers[self.index].register(cx.waker());
+        self.listen(cx);
         let mut budget = BUDGET;
         loop {
             let stopping = self.crew.stopping.load(Ordering::Acquire);
@@ -309,7 +313,7 @@ impl<W: Work> Worker<W> {
                 self.run_backlog(cx, &mut budget)
             };
             self.flush();
-            while let Poll::Ready(Some(())) = self.flushes.poll_next_unpin(cx) {}
+            self.poll_flushes(cx);
             if more {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -330,12 +334,33 @@ impl<W: Work> Worker<W> {
         }
     }
 
+    /// Has a stop wake this worker, by the waker that it was last polled with.
+    fn listen(&mut self, cx: &Context<'_>) {
+        let waker = cx.waker();
+        if !self
+            .listening
+            .as_ref()
+            .is_some_and(|known| known.will_wake(waker))
+        {
+            self.crew.wakers[self.index].register(waker);
+            self.listening = Some(waker.clone());
+        }
+    }
+
     fn poll_parked(&mut self, cx: &mut Context<'_>) {
         while !self.parked.is_empty() {
             let Poll::Ready(Some(done)) = self.parked.poll_next_unpin(cx) else {
                 return;
             };
             self.finish(done);
+        }
+    }
+
+    fn poll_flushes(&mut self, cx: &mut Context<'_>) {
+        while !self.flushes.is_empty() {
+            let Poll::Ready(Some(())) = self.flushes.poll_next_unpin(cx) else {
+                return;
+            };
         }
     }
 

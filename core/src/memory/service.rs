@@ -28,6 +28,8 @@ pub(super) struct Service {
 struct State {
     /// The calls that nobody has taken yet. One whose caller gave up is skipped.
     queue: VecDeque<Ticket>,
+    /// Tells apart the calls that had the same slot, one after the other.
+    epoch: u64,
     pending: Slab<Pending>,
     servers: Slab<Server>,
     /// The sum of the windows of those who serve: how many calls may wait.
@@ -89,7 +91,6 @@ impl Service {
 
     /// Adds a request, if there is room.
     pub(super) fn offer(&self, message: Message, deadline: Instant, client: u64) -> Offered {
-        let epoch = self.shared.reserve_epochs(1);
         let mut state = self.state.lock();
         if state.bound == 0 {
             return Offered::Gone;
@@ -100,6 +101,8 @@ impl Service {
         if state.queue.len() >= state.bound {
             return Offered::Full(message);
         }
+        state.epoch += 1;
+        let epoch = state.epoch;
         let slot = state.pending.insert(Pending {
             epoch,
             client,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::broker::Shared;
@@ -27,7 +28,7 @@ struct Lines {
     services: HashMap<Pattern, Arc<Service>>,
     /// Every service that may still have calls, those that nobody serves any more included.
     known: Vec<Weak<Service>>,
-    routes: HashMap<Subject, SmallVec<[Arc<Service>; 1]>>,
+    routes: FxHashMap<Subject, SmallVec<[Arc<Service>; 1]>>,
 }
 
 impl Switchboard {
