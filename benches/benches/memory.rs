@@ -1,11 +1,15 @@
 //! Memory: events and calls against hand-written loops of bounded channels and `serde_json`.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anywire::{App, Client, Key, Result, Router};
 use anywire_benches::{Counting, Measured, Runtime, Table, allocated, alternate, peak_memory};
+use futures::{FutureExt, StreamExt};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -135,6 +139,58 @@ fn loop_events(runtime: Runtime, count: u64) -> Measured {
     })
 }
 
+/// The loop with what a handler is promised: at most 64 attempts at once, a deadline for each, a panic is a failed
+/// attempt, what failed comes again, and every message has an id.
+fn careful_events(runtime: Runtime, count: u64) -> Measured {
+    struct Sent {
+        id: u128,
+        bytes: Vec<u8>,
+    }
+    async fn attempt(sent: &Sent, done: &Done, of: u64) -> Result<(), serde_json::Error> {
+        std::hint::black_box(sent.id);
+        let event: Tick = serde_json::from_slice(&sent.bytes)?;
+        tick(event, done, of).await;
+        Ok(())
+    }
+    runtime.run(async move {
+        let done = Arc::new(Done::default());
+        let shared = Arc::clone(&done);
+        let (sender, mut receiver) = mpsc::channel::<Sent>(QUEUE);
+        let again = sender.downgrade();
+        let (start, before) = (Instant::now(), allocated());
+        let consumer = tokio::spawn(async move {
+            let messages = futures::stream::poll_fn(|cx| receiver.poll_recv(cx));
+            let handled = messages.for_each_concurrent(64, |sent| async {
+                let attempt = AssertUnwindSafe(attempt(&sent, &shared, count)).catch_unwind();
+                let ended = tokio::time::timeout(Duration::from_secs(60), attempt).await;
+                if !matches!(ended, Ok(Ok(Ok(())))) {
+                    let sender = again.upgrade().expect("open");
+                    sender.send(sent).await.expect("open");
+                }
+            });
+            handled.await;
+        });
+        let emitter = tokio::spawn(async move {
+            let mut ids = SmallRng::from_rng(&mut rand::rng());
+            for id in 0..count {
+                let event = Tick {
+                    id,
+                    quantity: 7,
+                    price: 12.5,
+                };
+                let bytes = serde_json::to_vec(&event).expect("JSON");
+                let id = ids.random();
+                sender.send(Sent { id, bytes }).await.expect("open");
+            }
+        });
+        done.all.notified().await;
+        let measured = Measured::since(start, before, count);
+        emitter.await.expect("no panic");
+        consumer.await.expect("no panic");
+        measured
+    })
+}
+
 fn our_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
     runtime.run(async move {
         let handler = |tick: Tick| async move { Ok::<_, anywire::Failure>(tick) };
@@ -231,6 +287,10 @@ fn main() {
         };
         let measured = if only.starts_with("event") {
             our_events(runtime, count, Flavour::Plain)
+        } else if only.starts_with("all") {
+            our_events(runtime, count, Flavour::EmitAll)
+        } else if only.starts_with("careful") {
+            careful_events(runtime, count)
         } else if only.starts_with("loop") {
             loop_events(runtime, count)
         } else {
@@ -256,6 +316,10 @@ fn main() {
             let (ours, baseline) = alternate(rounds, ours, || loop_events(runtime, events));
             table.row(&format!("{name}, {runtime}"), goal, &ours, &baseline);
         }
+        let ours = || our_events(runtime, events, Flavour::Plain);
+        let (ours, baseline) = alternate(rounds, ours, || careful_events(runtime, events));
+        let name = format!("event, against the careful loop, {runtime}");
+        table.row(&name, ">= 1.00", &ours, &baseline);
         for callers in [64, 1] {
             let ours = || our_calls(runtime, callers, calls);
             let (ours, baseline) = alternate(rounds, ours, || loop_calls(runtime, callers, calls));

@@ -437,3 +437,62 @@ async fn a_dead_letter_that_cannot_be_read_stays_a_dead_letter() {
     drop(dead);
     app.shutdown().await.unwrap();
 }
+
+/// A handler of one at a time that notes what succeeds; 0 fails.
+fn fragile(seen: &Seen<u32>) -> Route {
+    let seen = Arc::clone(seen);
+    let handler = move |number: u32| {
+        let seen = Arc::clone(&seen);
+        async move {
+            if number == 0 {
+                return Err(Failure::transient("no"));
+            }
+            seen.lock().push(number);
+            Ok(())
+        }
+    };
+    Route::event("a.b", handler).concurrency(1).retry([SECOND])
+}
+
+#[tokio::test]
+async fn a_message_that_waits_for_its_next_attempt_leaves_its_place_to_others() {
+    let (broker, clock) = (MemoryBroker::new(), ManualClock::new());
+    let seen = Seen::default();
+    let app = app_on(&broker, &clock, Router::new().route(fragile(&seen)));
+    let app = app.start().await.unwrap();
+    for number in [0_u32, 1, 2] {
+        app.client().emit("a.b", &number).await.unwrap();
+    }
+    until("the others, while the first waits", || {
+        *seen.lock() == [1, 2]
+    })
+    .await;
+    assert!(clock.next_timer().is_some(), "it still waits");
+    app.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn those_that_wait_for_their_next_attempt_take_half_of_the_window_at_most() {
+    let (broker, clock) = (MemoryBroker::new(), ManualClock::new());
+    let seen = Seen::default();
+    let app = app_on(&broker, &clock, Router::new().route(fragile(&seen)));
+    let app = app.start().await.unwrap();
+    let id =
+        anywire::pattern::publish_subscribe::SubscriptionId::new("shop", "a.b".parse().unwrap());
+    // One may run, so four may be held; with two that wait, nothing new is pulled.
+    for number in [0_u32, 0] {
+        app.client().emit("a.b", &number).await.unwrap();
+    }
+    until("both to wait", || broker.backlog(&id) == Some(0)).await;
+    common::settle().await;
+    app.client().emit("a.b", &1_u32).await.unwrap();
+    common::settle().await;
+    assert_eq!(broker.backlog(&id), Some(1), "new work stays there");
+    assert!(seen.lock().is_empty());
+    until("all", || {
+        let _ = clock.advance_to_next();
+        *seen.lock() == [1] && broker.dead_letters("shop").len() == 2
+    })
+    .await;
+    app.shutdown().await.unwrap();
+}

@@ -274,13 +274,13 @@ impl Starter {
         if let (Settings::Event(event), Some(source)) =
             (&handler.settings, sources.events.remove(&index))
         {
+            let wire = self.core.wires.at(handler.wire);
             let settings = EventSettings {
-                schedule: schedule(event, &subscription.pattern),
+                schedule: schedule(event, &subscription.pattern, wire),
                 order: event.order,
                 subscription,
                 dead_group,
             };
-            let wire = self.core.wires.at(handler.wire);
             let settler = source.settler();
             let (stopping, waiting) = (self.stopping.clone(), Arc::clone(&self.waiting));
             let work = EventWork::new(
@@ -323,12 +323,13 @@ impl Starter {
     }
 }
 
-fn schedule(event: &config::Handler, pattern: &crate::Pattern) -> Schedule {
+fn schedule(event: &config::Handler, pattern: &crate::Pattern, wire: &Wire) -> Schedule {
     Schedule {
         steps: event.retry.clone(),
         after_failure: event.after_failure,
         guarantee: event.guarantee,
         broadcast: event.group.is_none(),
         dead_letters: pattern.is_dead_letters(),
+        delays: wire.capabilities.delay.is_supported(),
     }
 }

@@ -114,15 +114,6 @@ impl Invoke {
         }
     }
 
-    /// A whole attempt.
-    pub(super) async fn run(&self, context: &Context, deadline: Instant) -> Result<Output, Failed> {
-        let mut slot = no_future();
-        match poll_fn(|cx| Poll::Ready(self.begin(context, &mut slot, cx))).await {
-            First::Over(result) => result,
-            First::Waiting(future) => self.go_on(future, deadline).await,
-        }
-    }
-
     /// Puts the handler's future into the box; `true` says that it holds a span.
     fn call(&self, context: &Context, slot: &mut HandlerFuture) -> Result<bool, Rejection> {
         let span = self.span(context);

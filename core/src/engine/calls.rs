@@ -7,7 +7,7 @@ use std::time::Instant;
 use futures::future::{BoxFuture, join_all};
 
 use super::attempt::{Failed, First, Invoke};
-use super::worker::{Started, Work};
+use super::worker::{Paused, Started, Work};
 use crate::client::error_reply;
 use crate::clock::after;
 use crate::context::Context;
@@ -55,7 +55,7 @@ impl CallWork {
         &self.invoke.scope.info.name
     }
 
-    async fn carry_on(self: Arc<Self>, job: CallJob, first: First) -> CallDone {
+    async fn carry_on(self: Arc<Self>, job: CallJob, first: First) -> Paused<CallDone, CallJob> {
         let result = match first {
             First::Over(result) => result,
             First::Waiting(future) => {
@@ -67,7 +67,7 @@ impl CallWork {
                 self.invoke.go_on(future, deadline).await
             }
         };
-        self.answer(job, result)
+        Paused::Done(self.answer(job, result))
     }
 
     fn answer(&self, job: CallJob, result: Result<Output, Failed>) -> CallDone {
@@ -178,7 +178,7 @@ impl Work for CallWork {
         job: CallJob,
         slot: &mut HandlerFuture,
         cx: &mut TaskContext<'_>,
-    ) -> Started<CallDone> {
+    ) -> Started<CallDone, CallJob> {
         if job
             .context
             .deadline

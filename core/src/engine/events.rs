@@ -13,7 +13,7 @@ use super::attempt::{Failed, First, Invoke};
 use super::copies;
 use super::lanes::Lanes;
 use super::retry::{Schedule, Verdict};
-use super::worker::{Started, Work};
+use super::worker::{Paused, Started, Work};
 use crate::client::Wire;
 use crate::clock::after;
 use crate::context::Context;
@@ -71,6 +71,9 @@ pub(crate) struct EventDone {
     settlement: Settlement,
 }
 
+/// What a delivery that waited comes to.
+type Next = Paused<EventDone, EventJob>;
+
 impl EventWork {
     pub(crate) fn new(
         invoke: Invoke,
@@ -102,43 +105,50 @@ impl EventWork {
         EventDone { job, settlement }
     }
 
-    /// Goes on with a delivery whose handler waits, or has failed, until it can be settled.
-    async fn carry_on(self: Arc<Self>, mut job: EventJob, first: First) -> EventDone {
-        let deadline = || after(self.invoke.clock().now(), self.invoke.timeout);
-        let mut result = match first {
+    /// Goes on with a delivery whose handler waits, or has failed, until it can be settled or rests.
+    async fn carry_on(self: Arc<Self>, mut job: EventJob, first: First) -> Next {
+        let result = match first {
             First::Over(result) => result,
-            First::Waiting(future) => self.invoke.go_on(future, deadline()).await,
-        };
-        loop {
-            let failure = match result {
-                Ok(_) => {
-                    self.count_handled(&job);
-                    return Self::done(job, Settlement::Ack);
-                }
-                Err(Failed::Undecodable(error)) => Failure::undecodable(error),
-                Err(Failed::By(failure)) => failure,
-            };
-            job.context.fail(self.invoke.clock().wall());
-            let verdict = self.settings.schedule.verdict(job.context.failed, &failure);
-            self.report(&job, &failure, verdict);
-            match verdict {
-                Verdict::InPlace(wait) | Verdict::Park(wait) => {
-                    let parked = matches!(verdict, Verdict::Park(_));
-                    self.stuck.fetch_add(usize::from(parked), Ordering::Relaxed);
-                    let waited = self.wait(wait).await;
-                    self.stuck.fetch_sub(usize::from(parked), Ordering::Relaxed);
-                    if !waited {
-                        return Self::done(job, Settlement::Return);
-                    }
-                    result = self.invoke.run(&job.context, deadline()).await;
-                }
-                Verdict::Copy(delay) => return self.store_retry(job, delay).await,
-                Verdict::DeadLetter => return self.store_dead_letter(job, &failure).await,
-                Verdict::Discard => {
-                    self.metrics.discarded.increment(1);
-                    return Self::done(job, Settlement::Ack);
-                }
+            First::Waiting(future) => {
+                let deadline = after(self.invoke.clock().now(), self.invoke.timeout);
+                self.invoke.go_on(future, deadline).await
             }
+        };
+        let failure = match result {
+            Ok(_) => {
+                self.count_handled(&job);
+                return Paused::Done(Self::done(job, Settlement::Ack));
+            }
+            Err(Failed::Undecodable(error)) => Failure::undecodable(error),
+            Err(Failed::By(failure)) => failure,
+        };
+        job.context.fail(self.invoke.clock().wall());
+        let verdict = self.settings.schedule.verdict(job.context.failed, &failure);
+        self.report(&job, &failure, verdict);
+        match verdict {
+            Verdict::InPlace(wait) => Paused::Resting(Box::pin(self.rest(job, wait, false))),
+            Verdict::Park(wait) => Paused::Resting(Box::pin(self.rest(job, wait, true))),
+            Verdict::Copy(delay) => Paused::Done(self.store_retry(job, delay).await),
+            Verdict::DeadLetter => Paused::Done(self.store_dead_letter(job, &failure).await),
+            Verdict::Discard => {
+                self.metrics.discarded.increment(1);
+                Paused::Done(Self::done(job, Settlement::Ack))
+            }
+        }
+    }
+
+    /// Waits for the next attempt in place.
+    async fn rest(
+        self: Arc<Self>,
+        job: EventJob,
+        time: Duration,
+        stuck: bool,
+    ) -> Result<EventJob, EventDone> {
+        let _stuck = stuck.then(|| Counted::new(&self.stuck));
+        if self.wait(time).await {
+            Ok(job)
+        } else {
+            Err(Self::done(job, Settlement::Return))
         }
     }
 
@@ -234,7 +244,7 @@ impl EventWork {
     }
 
     /// A message that the broker has delivered so often kills its handlers before they can fail.
-    fn crash_loop(self: &Arc<Self>, mut job: EventJob) -> BoxFuture<'static, EventDone> {
+    fn crash_loop(self: &Arc<Self>, mut job: EventJob) -> BoxFuture<'static, Next> {
         let this = Arc::clone(self);
         job.context.fail(self.invoke.clock().wall());
         let failure = Failure::permanent(format!(
@@ -242,7 +252,7 @@ impl EventWork {
             job.deliveries
         ));
         this.report(&job, &failure, Verdict::DeadLetter);
-        Box::pin(async move { this.store_dead_letter(job, &failure).await })
+        Box::pin(async move { Paused::Done(this.store_dead_letter(job, &failure).await) })
     }
 }
 
@@ -303,7 +313,7 @@ impl Work for EventWork {
         job: EventJob,
         slot: &mut HandlerFuture,
         cx: &mut TaskContext<'_>,
-    ) -> Started<EventDone> {
+    ) -> Started<EventDone, EventJob> {
         if job.deliveries > self.settings.schedule.crash_limit()
             && !self.settings.schedule.dead_letters
         {

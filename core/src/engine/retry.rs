@@ -22,6 +22,8 @@ pub(crate) struct Schedule {
     pub(crate) broadcast: bool,
     /// It handles dead letters: they are never dead-lettered again.
     pub(crate) dead_letters: bool,
+    /// The wire can deliver a copy later; else every wait is in place.
+    pub(crate) delays: bool,
 }
 
 /// What becomes of a failed attempt.
@@ -53,7 +55,8 @@ impl Schedule {
             return self.end();
         };
         let wait = failure.delay().unwrap_or(step).min(LONGEST);
-        if wait <= IN_PLACE || self.after_failure == AfterFailure::Hold || self.dead_letters {
+        let held = self.after_failure == AfterFailure::Hold || self.dead_letters || !self.delays;
+        if wait <= IN_PLACE || held {
             Verdict::InPlace(jittered(wait))
         } else if self.broadcast {
             Verdict::DeadLetter
@@ -98,6 +101,7 @@ mod tests {
             guarantee: Guarantee::AtLeastOnce,
             broadcast: false,
             dead_letters: false,
+            delays: true,
         }
     }
 
@@ -164,6 +168,12 @@ mod tests {
             ..schedule(&[5_000])
         };
         assert!(matches!(hold.verdict(1, &transient), Verdict::InPlace(_)));
+        let undelayed = Schedule {
+            delays: false,
+            ..schedule(&[200])
+        };
+        let later = transient.retry_after(Duration::from_secs(7));
+        assert!(matches!(undelayed.verdict(1, &later), Verdict::InPlace(_)));
     }
 
     proptest! {

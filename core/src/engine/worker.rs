@@ -60,7 +60,7 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
         job: Self::Job,
         slot: &mut HandlerFuture,
         cx: &mut Context<'_>,
-    ) -> Started<Self::Done>;
+    ) -> Started<Self::Done, Self::Job>;
 
     /// Books an end, and hands out the job that waited for it.
     fn finish(&self, done: Self::Done, outbox: &mut Self::Outbox) -> Option<Self::Job>;
@@ -87,9 +87,18 @@ impl<W: Work> Drop for Supervised<W> {
 }
 
 /// How far a job went.
-pub(crate) enum Started<T> {
+pub(crate) enum Started<T, J> {
     Done(T),
-    Parked(BoxFuture<'static, T>),
+    /// Its handler waits for something; it counts as running.
+    Parked(BoxFuture<'static, Paused<T, J>>),
+}
+
+/// What a parked job comes to.
+pub(crate) enum Paused<T, J> {
+    Done(T),
+    /// It rests until its next attempt, and leaves its place to others: it is held, but it does not run. The future is
+    /// the job when it may run again, or its end where the app stops first.
+    Resting(BoxFuture<'static, Result<J, T>>),
 }
 
 /// The workers of one handler, and what they share.
@@ -271,7 +280,8 @@ struct Worker<W: Work> {
     backlog: VecDeque<W::Job>,
     /// Where a handler's future is until it has to wait: the same box for one after the other.
     slot: HandlerFuture,
-    parked: FuturesUnordered<BoxFuture<'static, W::Done>>,
+    parked: FuturesUnordered<BoxFuture<'static, Paused<W::Done, W::Job>>>,
+    resting: FuturesUnordered<BoxFuture<'static, Result<W::Job, W::Done>>>,
     outbox: W::Outbox,
     flushes: FuturesUnordered<BoxFuture<'static, ()>>,
     finished: usize,
@@ -291,6 +301,7 @@ impl<W: Work> Worker<W> {
             backlog: VecDeque::new(),
             slot: no_future(),
             parked: FuturesUnordered::new(),
+            resting: FuturesUnordered::new(),
             outbox: W::Outbox::default(),
             flushes: FuturesUnordered::new(),
             finished: 0,
@@ -306,6 +317,7 @@ impl<W: Work> Worker<W> {
         loop {
             let stopping = self.crew.stopping.load(Ordering::Acquire);
             self.poll_parked(cx);
+            self.poll_resting(cx);
             let more = if stopping {
                 self.give_back();
                 false
@@ -319,7 +331,7 @@ impl<W: Work> Worker<W> {
                 return Poll::Pending;
             }
             if stopping {
-                if self.parked.is_empty() && self.backlog.is_empty() && self.flushes.is_empty() {
+                if self.is_idle() {
                     return Poll::Ready(());
                 }
                 return Poll::Pending;
@@ -349,11 +361,33 @@ impl<W: Work> Worker<W> {
 
     fn poll_parked(&mut self, cx: &mut Context<'_>) {
         while !self.parked.is_empty() {
-            let Poll::Ready(Some(done)) = self.parked.poll_next_unpin(cx) else {
-                return;
-            };
-            self.finish(done);
+            match self.parked.poll_next_unpin(cx) {
+                Poll::Ready(Some(Paused::Done(done))) => self.finish(done),
+                Poll::Ready(Some(Paused::Resting(rest))) => {
+                    self.resting.push(rest);
+                    self.poll_resting(cx);
+                }
+                Poll::Ready(None) | Poll::Pending => return,
+            }
         }
+    }
+
+    fn poll_resting(&mut self, cx: &mut Context<'_>) {
+        while !self.resting.is_empty() {
+            match self.resting.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(job))) => self.backlog.push_back(job),
+                Poll::Ready(Some(Err(done))) => self.finish(done),
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Whether nothing is left to do.
+    fn is_idle(&self) -> bool {
+        self.parked.is_empty()
+            && self.resting.is_empty()
+            && self.backlog.is_empty()
+            && self.flushes.is_empty()
     }
 
     fn poll_flushes(&mut self, cx: &mut Context<'_>) {
@@ -458,7 +492,10 @@ impl<W: Work> Worker<W> {
     }
 
     fn room(&self) -> usize {
-        if self.flushes.len() >= MAX_FLUSHES {
+        // Those that rest may take half of the window, and the others go on; with more of them the handler as a whole
+        // is in trouble, and new work would only join them.
+        let most = (self.crew.window / 2 / self.crew.wakers.len()).max(1);
+        if self.flushes.len() >= MAX_FLUSHES || self.resting.len() >= most {
             return 0;
         }
         let free = self
