@@ -1,5 +1,6 @@
 //! A transport and the adapter that makes it.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub trait Adapter: fmt::Debug + Send + Sync + 'static {
 ///
 /// Once connected, it must reconnect by itself, for ever, with jittered back-off, and tell by [`status`](Self::status).
 #[async_trait]
-pub trait Transport: fmt::Debug + Send + Sync + 'static {
+pub trait Transport: Any + fmt::Debug + Send + Sync {
     /// What this connection can do.
     fn capabilities(&self) -> Capabilities;
 

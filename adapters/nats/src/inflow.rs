@@ -1,0 +1,174 @@
+//! A subscription of core NATS, with a bound of our own.
+//!
+//! The client library drops what does not fit into a subscription's buffer, too, but tells each message as an event and
+//! writes a line of log for it: an overload would drown in its own reports. So a task moves what comes into a queue that
+//! drops and counts.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anywire::Error;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::errors;
+use crate::link::Link;
+
+/// Between two lines of log about dropped messages.
+const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
+
+/// What comes in on a pattern.
+pub(crate) struct Inflow {
+    link: Arc<Link>,
+    queue: Arc<Mutex<Queue>>,
+    stop: Arc<Notify>,
+    mover: JoinHandle<()>,
+}
+
+struct Queue {
+    messages: VecDeque<async_nats::Message>,
+    bound: usize,
+    waker: Option<Waker>,
+    ended: bool,
+    dropped: u64,
+    reported: Option<Instant>,
+}
+
+impl Inflow {
+    /// Subscribes, alone or as one of a queue group; returns when the server knows.
+    pub(crate) async fn open(
+        link: &Arc<Link>,
+        pattern: &str,
+        queue_group: Option<String>,
+        bound: usize,
+    ) -> Result<Self, Error> {
+        let client = link.client();
+        let subscribed = match queue_group {
+            Some(group) => client.queue_subscribe(pattern.to_owned(), group).await,
+            None => client.subscribe(pattern.to_owned()).await,
+        };
+        let mut subscriber = subscribed.map_err(errors::disconnected)?;
+        let queue = Arc::new(Mutex::new(Queue {
+            messages: VecDeque::new(),
+            bound,
+            waker: None,
+            ended: false,
+            dropped: 0,
+            reported: None,
+        }));
+        let stop = Arc::new(Notify::new());
+        let (filling, stopping, pattern) = (Arc::clone(&queue), Arc::clone(&stop), pattern.to_owned());
+        let mover = tokio::spawn(async move {
+            let end = End(filling);
+            loop {
+                tokio::select! {
+                    message = subscriber.next() => match message {
+                        Some(message) => end.0.lock().push(message, &pattern),
+                        None => return,
+                    },
+                    () = stopping.notified() => {
+                        let _ = subscriber.unsubscribe().await;
+                        return;
+                    }
+                }
+            }
+        });
+        let inflow = Self {
+            link: Arc::clone(link),
+            queue,
+            stop,
+            mover,
+        };
+        inflow.link.echo().await?;
+        Ok(inflow)
+    }
+
+    /// The next message; `None` once it was stopped or its connection closed.
+    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<async_nats::Message>> {
+        let mut queue = self.queue.lock();
+        if let Some(message) = queue.messages.pop_front() {
+            return Poll::Ready(Some(message));
+        }
+        if queue.ended {
+            return Poll::Ready(None);
+        }
+        if !queue.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            queue.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Unsubscribes, and gives what had come.
+    pub(crate) async fn stop(&self) -> VecDeque<async_nats::Message> {
+        self.stop.notify_one();
+        if self.link.is_connected() {
+            // What was on its way arrives before the echo, or goes elsewhere.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.link.echo()).await;
+        }
+        self.queue.lock().end()
+    }
+}
+
+impl Drop for Inflow {
+    fn drop(&mut self) {
+        self.mover.abort();
+    }
+}
+
+impl fmt::Debug for Inflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waiting = self.queue.lock().messages.len();
+        f.debug_struct("Inflow").field("waiting", &waiting).finish_non_exhaustive()
+    }
+}
+
+/// Ends the queue with its task, however that ends.
+struct End(Arc<Mutex<Queue>>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut queue = self.0.lock();
+        queue.ended = true;
+        if let Some(waker) = queue.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, message: async_nats::Message, pattern: &str) {
+        if self.messages.len() < self.bound {
+            self.messages.push_back(message);
+        } else {
+            self.dropped += 1;
+            metrics::counter!("anywire.nats.dropped").increment(1);
+            self.report(pattern);
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn report(&mut self, pattern: &str) {
+        let now = Instant::now();
+        let due = |last: Instant| now.duration_since(last) >= BETWEEN_REPORTS;
+        if self.reported.is_none_or(due) {
+            self.reported = Some(now);
+            let dropped = self.dropped;
+            tracing::warn!(pattern, dropped, "messages come faster than they are handled and are dropped, as at most once allows");
+        }
+    }
+
+    fn end(&mut self) -> VecDeque<async_nats::Message> {
+        self.ended = true;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        std::mem::take(&mut self.messages)
+    }
+}

@@ -1,0 +1,586 @@
+//! A JetStream subscription: its consumers' messages, merged, with a window of its own.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anywire::clock::Sleep;
+use anywire::pattern::publish_subscribe::{Incoming, Received, Settle, Spec};
+use anywire::pattern::{Batch, PullResult, Pulled, Tag};
+use anywire::{Error, Message};
+use async_nats::Subject;
+use async_trait::async_trait;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use slab::Slab;
+
+use crate::link::Link;
+use crate::settle::{self, NAK};
+use crate::source::{Brought, SILENCE, Source};
+use crate::topology::{Bound, PINNED_GROUP};
+use crate::transport::{Connection, End};
+use crate::wire;
+
+/// The part of a window by which copies for this subscription alone may exceed it while they wait here: were they to
+/// share it, a full window would hold them back for ever.
+const RETRY_SHARE: usize = 8;
+/// How long it takes until a request for which there was no room is made again.
+const AGAIN: Duration = Duration::from_millis(5);
+/// How long after a failed repair the next is tried.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
+
+/// The messages of one subscription.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    shared: Arc<Shared>,
+    /// Which connection the pulls were sent on.
+    epoch: u64,
+    repair: Option<Repair>,
+    timer: Option<(Instant, Sleep)>,
+}
+
+/// Consumers that are looked for, and created where they are gone.
+struct Repair(BoxFuture<'static, Result<Vec<Bound>, Error>>);
+
+impl fmt::Debug for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Repair")
+    }
+}
+
+/// What pulling, settling and closing share.
+pub(crate) struct Shared {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) link: Arc<Link>,
+    spec: Spec,
+    private_name: String,
+    sources: Mutex<Vec<Source>>,
+    pub(crate) ledger: Mutex<Ledger>,
+    tie: usize,
+}
+
+/// What is ours at the moment.
+pub(crate) struct Ledger {
+    /// Delivered and not settled.
+    held: Slab<Held>,
+    /// Received and not delivered.
+    ready: VecDeque<Arrived>,
+    /// For each source, how many of its messages are held or ready.
+    counts: Vec<usize>,
+    /// Numbers the deliveries, so that a used slot is another.
+    serial: u64,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+/// A message that has come.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) message: Message,
+    pub(crate) address: Subject,
+    source: usize,
+    since: Instant,
+    deliveries: u32,
+    sequence: u64,
+}
+
+struct Held {
+    serial: u64,
+    arrived: Arrived,
+}
+
+impl Intake {
+    pub(crate) async fn open(
+        connection: &Arc<Connection>,
+        spec: &Spec,
+    ) -> Result<Self, Error> {
+        let link = connection.consuming().await?;
+        let private_name = format!("anywire-{:032x}", rand::random::<u128>());
+        let topology = &connection.topology;
+        let bound = topology.ensure_subscription(spec, &private_name).await?;
+        let epoch = link.epoch();
+        let now = connection.clock.now();
+        let mut sources = Vec::with_capacity(bound.len());
+        for bound in bound {
+            let pull = topology.api.pull_subject(&bound.stream, &bound.consumer);
+            sources.push(Source::open(&link, bound, pull, now).await?);
+        }
+        let ledger = Ledger {
+            held: Slab::new(),
+            ready: VecDeque::new(),
+            counts: vec![0; sources.len()],
+            serial: 0,
+            closed: false,
+            waker: None,
+        };
+        let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
+            tie: connection.tie(Weak::clone(this) as Weak<dyn End>),
+            connection: Arc::clone(connection),
+            link,
+            spec: spec.clone(),
+            private_name,
+            sources: Mutex::new(sources),
+            ledger: Mutex::new(ledger),
+        });
+        // A close that came between the check and the tie ended everybody but us.
+        connection.check_open()?;
+        Ok(Self {
+            shared,
+            epoch,
+            repair: None,
+            timer: None,
+        })
+    }
+
+    /// Begins anew on a new connection: the server has forgotten what was asked for, and may have lost more.
+    fn follow_reconnect(&mut self, now: Instant) {
+        let epoch = self.shared.link.epoch();
+        if epoch != self.epoch {
+            self.epoch = epoch;
+            self.shared.sources.lock().iter_mut().for_each(|source| source.reset(now));
+            self.start_repair();
+        }
+    }
+
+    fn start_repair(&mut self) {
+        if self.repair.is_none() {
+            let shared = Arc::clone(&self.shared);
+            self.repair = Some(Repair(Box::pin(async move {
+                let topology = &shared.connection.topology;
+                topology.ensure_subscription(&shared.spec, &shared.private_name).await
+            })));
+        }
+    }
+
+    fn poll_repair(&mut self, cx: &mut Context<'_>) {
+        let Some(repair) = &mut self.repair else {
+            return;
+        };
+        let Poll::Ready(repaired) = repair.0.poll_unpin(cx) else {
+            return;
+        };
+        self.repair = None;
+        if let Err(error) = repaired {
+            let subscription = &self.shared.spec.subscription;
+            tracing::warn!(%subscription, %error, "the consumers of a subscription are gone and cannot be made again yet");
+            let clock = Arc::clone(&self.shared.connection.clock);
+            let shared = Arc::clone(&self.shared);
+            self.repair = Some(Repair(Box::pin(async move {
+                clock.sleep_until(clock.now() + REPAIR_PAUSE).await;
+                let topology = &shared.connection.topology;
+                topology.ensure_subscription(&shared.spec, &shared.private_name).await
+            })));
+            // Its first poll arms the pause.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// Takes what has come, and asks for more. Tells when to look again at the latest.
+    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Instant> {
+        let mut gone = None;
+        let mut look_again: Option<Instant> = None;
+        let mut sources = self.shared.sources.lock();
+        let mut returned = Vec::new();
+        for (at, source) in sources.iter_mut().enumerate() {
+            while let Poll::Ready(brought) = source.poll(cx, now) {
+                match brought {
+                    Brought::Message(message) => returned.extend(self.shared.take_in(at, *message, now)),
+                    Brought::Gone(why) => {
+                        gone = Some(why);
+                        break;
+                    }
+                    Brought::End => break,
+                }
+            }
+            if source.is_silent(now) {
+                source.reset(now);
+                gone.get_or_insert_with(|| "no sign of life".to_owned());
+            }
+        }
+        if gone.is_none() && self.repair.is_none() {
+            look_again = self.shared.ask(&mut sources, now);
+        }
+        drop(sources);
+        for (address, nak) in returned {
+            settle::send(&self.shared.link, address, nak);
+        }
+        if let Some(why) = gone {
+            let subscription = &self.shared.spec.subscription;
+            tracing::warn!(%subscription, why, "a consumer does not answer; it is looked for");
+            self.start_repair();
+        }
+        look_again
+    }
+
+    /// Arms the timer for the next look at silent sources.
+    fn arm(&mut self, cx: &mut Context<'_>, at: Instant) {
+        let clock = &self.shared.connection.clock;
+        loop {
+            let armed = self.timer.as_ref().map(|(armed, _)| *armed);
+            if armed.is_none_or(|armed| armed > at) {
+                self.timer = Some((at, clock.sleep_until(at)));
+            }
+            let Some((_, timer)) = &mut self.timer else {
+                return;
+            };
+            if Pin::new(timer).poll(cx).is_pending() {
+                return;
+            }
+            self.timer = None;
+            if at <= clock.now() {
+                cx.waker().wake_by_ref();
+                return;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Incoming for Intake {
+    fn poll_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut Batch<Received>,
+    ) -> Poll<PullResult> {
+        let now = self.shared.connection.clock.now();
+        if !self.shared.watch(cx) {
+            return Poll::Ready(Ok(Pulled::End));
+        }
+        self.follow_reconnect(now);
+        self.poll_repair(cx);
+        let look_again = self.receive(cx, now);
+        if self.shared.deliver(batch) {
+            return Poll::Ready(Ok(Pulled::Some));
+        }
+        self.arm(cx, look_again.unwrap_or(now + SILENCE));
+        Poll::Pending
+    }
+
+    fn settler(&self) -> Arc<dyn Settle> {
+        Arc::clone(&self.shared) as Arc<dyn Settle>
+    }
+
+    async fn stop(&mut self) -> Result<(), Error> {
+        self.repair = None;
+        let alone = Arc::strong_count(&self.shared) == 1;
+        self.shared.wind_up(alone).await;
+        Ok(())
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.repair = None;
+        self.shared.abandon();
+    }
+}
+
+impl Shared {
+    /// Notes who pulls; `false` once it is closed.
+    fn watch(&self, cx: &Context<'_>) -> bool {
+        let mut ledger = self.ledger.lock();
+        let same = ledger.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if !same {
+            ledger.waker = Some(cx.waker().clone());
+        }
+        !ledger.closed
+    }
+
+    /// Takes a message in; or gives back where it is returned to, and how, when its time has not come.
+    fn take_in(
+        &self,
+        source: usize,
+        native: async_nats::Message,
+        now: Instant,
+    ) -> Option<(Subject, bytes::Bytes)> {
+        let address = native.reply?;
+        let told = Told::read(&address);
+        let clock = &*self.connection.clock;
+        let read = wire::read(&native.subject, native.payload, native.headers.as_ref(), told.time, clock);
+        if let Some(due) = read.due {
+            let wait = due.duration_since(clock.wall()).unwrap_or_default();
+            return Some((address, settle::nak_after(wait)));
+        }
+        let mut ledger = self.ledger.lock();
+        ledger.counts[source] += 1;
+        ledger.ready.push_back(Arrived {
+            message: read.message,
+            address,
+            source,
+            since: now,
+            deliveries: told.deliveries,
+            sequence: told.sequence,
+        });
+        None
+    }
+
+    /// Asks each source for what its part of the window has room for.
+    fn ask(&self, sources: &mut [Source], now: Instant) -> Option<Instant> {
+        let counts = self.ledger.lock().counts.clone();
+        let streams = if self.spec.subscription.group.is_some() {
+            // The last source brings the copies.
+            sources.len().saturating_sub(1)
+        } else {
+            sources.len()
+        };
+        let window = self.spec.window;
+        let mut refused = false;
+        for (at, source) in sources.iter_mut().enumerate() {
+            let share = match at < streams {
+                true => window / streams,
+                false => window / RETRY_SHARE,
+            };
+            let share = share.max(1);
+            let count = counts.get(at).copied().unwrap_or_default();
+            let room = share.saturating_sub(count + source.outstanding());
+            let enough = source.outstanding() == 0 || room >= share.div_ceil(2);
+            if room > 0 && enough && !source.ask(room, now) {
+                refused = true;
+            }
+        }
+        refused.then(|| now + AGAIN)
+    }
+
+    /// Delivers what is ready, as far as batch and window allow; tells whether the batch holds anything.
+    fn deliver(&self, batch: &mut Batch<Received>) -> bool {
+        let mut ledger = self.ledger.lock();
+        while batch.room() > 0 && ledger.held.len() < self.spec.window {
+            let Some(arrived) = ledger.ready.pop_front() else {
+                break;
+            };
+            ledger.serial += 1;
+            let serial = ledger.serial;
+            let (message, deliveries) = (arrived.message.clone(), arrived.deliveries);
+            let slot = ledger.held.insert(Held { serial, arrived });
+            let tag = Tag {
+                slot: slot as u64,
+                epoch: serial,
+            };
+            let mut received = Received::new(message, tag);
+            received.deliveries = Some(deliveries);
+            batch.push(received);
+        }
+        !batch.is_empty()
+    }
+
+    /// Whether one client at a time is served, so that order is ours to keep.
+    pub(crate) fn keeps_order(&self) -> bool {
+        self.spec.order == anywire::Order::KeyInGroup
+    }
+
+    /// Ends pulling, gives back what was not pulled, and with `all` what was.
+    async fn wind_up(&self, all: bool) {
+        let mut left = self.close_ledger(all);
+        let sources = std::mem::take(&mut *self.sources.lock());
+        let pinned: Vec<_> = sources.iter().filter(|source| source.is_pinned()).map(|source| source.bound.clone()).collect();
+        let bound: Vec<_> = sources.iter().map(|source| source.bound.clone()).collect();
+        for drained in join_all(sources.into_iter().map(Source::drain)).await {
+            left.extend(drained);
+        }
+        for address in left {
+            let _ = self.link.send(settle::message(address, NAK)).await;
+        }
+        let api = &self.connection.topology.api;
+        for bound in pinned {
+            let _ = api.unpin(&bound.stream, &bound.consumer, PINNED_GROUP).await;
+        }
+        if self.link.is_connected() {
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.link.echo()).await;
+            if self.spec.subscription.group.is_none() {
+                for bound in bound {
+                    let _ = api.delete_consumer(&bound.stream, &bound.consumer).await;
+                }
+            }
+        }
+    }
+
+    /// As [`wind_up`](Self::wind_up), without waiting for anything.
+    fn abandon(self: &Arc<Self>) {
+        let left = self.close_ledger(Arc::strong_count(self) == 1);
+        for address in left {
+            settle::send(&self.link, address, NAK);
+        }
+        let sources = std::mem::take(&mut *self.sources.lock());
+        let is_private = self.spec.subscription.group.is_none();
+        if is_private && !sources.is_empty() && !self.connection.is_closed()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let connection = Arc::downgrade(&self.connection);
+            let bound: Vec<_> = sources.iter().map(|source| source.bound.clone()).collect();
+            runtime.spawn(async move {
+                for bound in bound {
+                    let Some(connection) = connection.upgrade() else {
+                        return;
+                    };
+                    let api = &connection.topology.api;
+                    let _ = api.delete_consumer(&bound.stream, &bound.consumer).await;
+                }
+            });
+        }
+    }
+
+    /// Marks the end, and gives the addresses of what is not to be kept.
+    fn close_ledger(&self, all: bool) -> Vec<Subject> {
+        let mut ledger = self.ledger.lock();
+        ledger.closed = true;
+        let left = ledger.give_back(all);
+        let waker = ledger.waker.take();
+        drop(ledger);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        left
+    }
+}
+
+impl End for Shared {
+    fn end(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.wind_up(true))
+    }
+
+    fn renew(&self, before: Instant) {
+        let addresses = self.ledger.lock().older_than(before);
+        for address in addresses {
+            settle::send(&self.link, address, settle::IN_PROGRESS);
+        }
+    }
+
+    fn reconnected(&self) {
+        // Tags die with their connection. What they named is returned, or it would wait for its time to run out.
+        let mut ledger = self.ledger.lock();
+        let left = ledger.give_back(true);
+        let waker = ledger.waker.take();
+        drop(ledger);
+        for address in left {
+            settle::send(&self.link, address, NAK);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.connection.untie(self.tie);
+        for address in self.ledger.lock().give_back(true) {
+            settle::send(&self.link, address, NAK);
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JetStreamSubscription")
+            .field("subscription", &self.spec.subscription)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ledger {
+    /// Takes a delivery out, if the tag names one.
+    pub(crate) fn settle(&mut self, tag: Tag) -> Option<Arrived> {
+        let slot = usize::try_from(tag.slot).ok()?;
+        if self.held.get(slot)?.serial != tag.epoch {
+            return None;
+        }
+        let held = self.held.try_remove(slot)?;
+        self.counts[held.arrived.source] -= 1;
+        Some(held.arrived)
+    }
+
+    pub(crate) fn holds(&self, tag: Tag) -> bool {
+        let slot = usize::try_from(tag.slot).ok();
+        let held = slot.and_then(|slot| self.held.get(slot));
+        held.is_some_and(|held| held.serial == tag.epoch)
+    }
+
+    /// Puts a delivery back among those that wait, where it was in the stream.
+    pub(crate) fn put_back(&mut self, mut arrived: Arrived) {
+        arrived.deliveries = arrived.deliveries.saturating_add(1);
+        self.counts[arrived.source] += 1;
+        let same_stream = |other: &Arrived| {
+            other.source != arrived.source || other.sequence < arrived.sequence
+        };
+        let at = self.ready.iter().position(|other| !same_stream(other));
+        let at = at.unwrap_or(self.ready.len());
+        self.ready.insert(at, arrived);
+    }
+
+    /// The task to wake, as there is room or news.
+    pub(crate) fn take_waker(&mut self) -> Option<Waker> {
+        self.waker.take()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Lets go of what is ready, and with `all` of what is held; gives where it is returned to, in order.
+    fn give_back(&mut self, all: bool) -> Vec<Subject> {
+        let mut left: Vec<Arrived> = self.ready.drain(..).collect();
+        if all {
+            left.extend(self.held.drain().map(|held| held.arrived));
+        }
+        left.sort_by_key(|arrived| (arrived.source, arrived.sequence));
+        for arrived in &left {
+            self.counts[arrived.source] -= 1;
+        }
+        left.into_iter().map(|arrived| arrived.address).collect()
+    }
+
+    fn older_than(&self, before: Instant) -> Vec<Subject> {
+        let held = self.held.iter().map(|(_, held)| &held.arrived);
+        let old = held.chain(&self.ready).filter(|arrived| arrived.since <= before);
+        old.map(|arrived| arrived.address.clone()).collect()
+    }
+}
+
+/// What the address of a delivery tells about it: `$JS.ACK[.domain.account].stream.consumer.deliveries.sequence.....time.left`.
+struct Told {
+    deliveries: u32,
+    sequence: u64,
+    time: Option<SystemTime>,
+}
+
+impl Told {
+    fn read(address: &str) -> Self {
+        let tokens = address.split('.').count();
+        let mut fields = address.split('.').skip(if tokens > 9 { 6 } else { 4 });
+        let mut number = || fields.next().and_then(|token| token.parse::<u64>().ok());
+        let deliveries = number().and_then(|count| u32::try_from(count).ok());
+        let sequence = number();
+        let _of_consumer = number();
+        let time = number().and_then(|nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)));
+        Self {
+            deliveries: deliveries.unwrap_or(1),
+            sequence: sequence.unwrap_or_default(),
+            time,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_address_of_a_delivery_tells_about_it() {
+        let time = Duration::from_nanos(1_763_000_000_000_000_001);
+        for address in [
+            "$JS.ACK.S.C.3.17.9.1763000000000000001.4",
+            "$JS.ACK.hub.ACC.S.C.3.17.9.1763000000000000001.4.token",
+        ] {
+            let told = Told::read(address);
+            assert_eq!((told.deliveries, told.sequence), (3, 17), "{address}");
+            assert_eq!(told.time.unwrap().duration_since(UNIX_EPOCH).unwrap(), time);
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! One connection to NATS, with one inbox for everything that is answered.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use anywire::config::TransportConfig;
+use anywire::{Error, ErrorKind};
+use async_nats::client::traits::Publisher;
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, Event, Subject};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use rand::RngExt;
+use slab::Slab;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
+
+use crate::config::{NatsConfig, servers};
+use crate::errors;
+
+/// The first pause of a reconnect, doubled with each attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A connection. It reconnects by itself, for ever, until it is closed.
+pub(crate) struct Link {
+    client: Client,
+    /// What the addresses of our inbox begin with, dot included.
+    inbox: String,
+    state: Arc<State>,
+    listener: JoinHandle<()>,
+}
+
+/// What the connection's own callbacks see: no handle of the client, which would keep it alive.
+struct State {
+    replies: Mutex<Slab<Slot>>,
+    connected: AtomicBool,
+    closed: AtomicBool,
+    /// How many connections there have been: the epoch of what was received on one.
+    connects: AtomicU64,
+    /// How many replies came for nobody.
+    stray: AtomicU64,
+    changed: Box<dyn Fn(&Event, Again) + Send + Sync>,
+}
+
+/// Whether a connection that is there was there before.
+pub(crate) type Again = bool;
+
+/// A reply that is waited for.
+struct Slot {
+    /// Makes the address unguessable, and a used one stale.
+    nonce: u64,
+    answer: Answer,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+enum Answer {
+    Awaited(Option<Waker>),
+    Here(Result<async_nats::Message, Lost>),
+    /// Handed out; more may come.
+    Taken,
+}
+
+/// Why no reply will come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The connection was lost after the request may have left.
+    Disconnected,
+    /// The link was closed.
+    Closed,
+}
+
+impl Link {
+    /// Connects, and opens the inbox. `changed` is told what happens to the connection.
+    ///
+    /// # Errors
+    /// `Unavailable` where nobody is there, `Denied` where we are not let in, `Config` where TLS does not fit.
+    pub(crate) async fn connect(
+        config: &NatsConfig,
+        transport: &TransportConfig,
+        role: &str,
+        changed: impl Fn(&Event, Again) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let state = Arc::new(State {
+            replies: Mutex::default(),
+            connected: AtomicBool::new(true),
+            closed: AtomicBool::new(false),
+            connects: AtomicU64::new(1),
+            stray: AtomicU64::new(0),
+            changed: Box::new(changed),
+        });
+        let (told, pausing) = (Arc::clone(&state), Arc::clone(&state));
+        let has_been = AtomicBool::new(false);
+        let options = config.options(transport, role).await?;
+        let options = options
+            .event_callback(move |event| {
+                told.hear(&event);
+                std::future::ready(())
+            })
+            .reconnect_delay_callback(move |attempts| {
+                pausing.end_if_closed();
+                match has_been.swap(true, Ordering::Relaxed) {
+                    true => pause(attempts),
+                    false => Duration::ZERO,
+                }
+            });
+        let client = options.connect(servers(transport)?).await;
+        let client = client.map_err(|error| errors::connect(error, transport))?;
+        let inbox = format!("{}.", client.new_inbox());
+        let mut subscriber = client
+            .subscribe(format!("{inbox}*"))
+            .await
+            .map_err(errors::disconnected)?;
+        let (answering, prefix) = (Arc::clone(&state), inbox.len());
+        let listener = tokio::spawn(async move {
+            while let Some(message) = subscriber.next().await {
+                answering.answer(prefix, message);
+            }
+        });
+        let link = Self {
+            client,
+            inbox,
+            state,
+            listener,
+        };
+        link.echo().await?;
+        Ok(link)
+    }
+
+    /// The vendor's client.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What the addresses of our inbox begin with.
+    pub(crate) fn inbox(&self) -> &str {
+        &self.inbox
+    }
+
+    /// Which connection this is; it grows with each reconnect.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.connects.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.state.connected.load(Ordering::Acquire)
+    }
+
+    /// Sends a message, waiting for room where the client has none.
+    ///
+    /// # Errors
+    /// `Closed`, or `TooLarge` where it is over the server's limit.
+    pub(crate) async fn send(&self, message: OutboundMessage) -> Result<(), Error> {
+        let sent = self.client.publish_message(message).await;
+        sent.map_err(errors::publish)
+    }
+
+    /// Sends a message if that needs no waiting; else gives it back.
+    pub(crate) fn send_now(
+        &self,
+        message: OutboundMessage,
+    ) -> Result<Result<(), Error>, OutboundMessage> {
+        let sent = self.client.publish_message(message.clone()).now_or_never();
+        sent.map(|sent| sent.map_err(errors::publish)).ok_or(message)
+    }
+
+    /// An address for one reply. The permit is held until it comes.
+    pub(crate) fn expect(&self, permit: Option<OwnedSemaphorePermit>) -> Reply {
+        let nonce = rand::rng().random();
+        let key = self.state.replies.lock().insert(Slot {
+            nonce,
+            answer: Answer::Awaited(None),
+            permit,
+        });
+        Reply {
+            state: Arc::clone(&self.state),
+            address: format!("{}{key:x}-{nonce:x}", self.inbox).into(),
+            key,
+        }
+    }
+
+    /// As [`expect`](Self::expect), for what makes no sense later: it fails at once without a connection.
+    pub(crate) fn expect_now(&self) -> Reply {
+        let reply = self.expect(None);
+        if !self.is_connected() {
+            self.state.lose(reply.key, Lost::Disconnected);
+        }
+        reply
+    }
+
+    /// A round trip through the server: what was sent before it has been seen there. (The client's own flush ends at the
+    /// socket.)
+    ///
+    /// # Errors
+    /// `Disconnected` or `Closed`.
+    pub(crate) async fn echo(&self) -> Result<(), Error> {
+        let reply = self.expect_now();
+        let echo = OutboundMessage {
+            subject: reply.address().clone(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: None,
+        };
+        self.send(echo).await?;
+        reply.await.map(drop).map_err(Error::from)
+    }
+
+    /// Ends the connection, now or as soon as an attempt to connect is over.
+    pub(crate) async fn close(&self) {
+        if self.state.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.state.connected.store(false, Ordering::Release);
+        self.state.lose_all(Lost::Closed);
+        self.listener.abort();
+        // Both only put a command into a queue that may be full of a lost connection's; whoever reconnects looks at the
+        // flag. The client ends when it is polled after the drain, which the flush brings about.
+        let ending = async {
+            let _ = self.client.drain().await;
+            let _ = self.client.flush().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(100), ending).await;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.listener.abort();
+        if self.state.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.state.lose_all(Lost::Closed);
+        // What was queued last, the deliveries that go back among it, is thrown away by a client whose handles are gone:
+        // one more handle lives until it is written.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let client = self.client.clone();
+            runtime.spawn(async move {
+                let ending = async {
+                    let _ = client.flush().await;
+                    let _ = client.drain().await;
+                    let _ = client.flush().await;
+                };
+                let _ = tokio::time::timeout(Duration::from_secs(1), ending).await;
+            });
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("connected", &self.is_connected())
+            .field("epoch", &self.epoch())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn hear(&self, event: &Event) {
+        let mut again = false;
+        match event {
+            Event::Connected => {
+                // The first one is told after we have counted it.
+                again = !self.connected.swap(true, Ordering::AcqRel);
+                if again {
+                    self.connects.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            Event::Disconnected | Event::Closed => {
+                // First the flag: who asks for a reply looks at it after it has its place.
+                self.connected.store(false, Ordering::Release);
+                self.lose_all(Lost::Disconnected);
+            }
+            Event::SlowConsumer(_) => metrics::counter!("anywire.nats.dropped").increment(1),
+            Event::LameDuckMode
+            | Event::Draining
+            | Event::ServerError(_)
+            | Event::ClientError(_) => {}
+        }
+        (self.changed)(event, again);
+    }
+
+    /// The client has no way to be told to stop reconnecting, but for this: its task ends here, without a word, as nobody
+    /// waits for it. Where panics abort, it goes on trying until the process ends.
+    fn end_if_closed(&self) {
+        if cfg!(panic = "unwind") && self.closed.load(Ordering::Acquire) {
+            std::panic::resume_unwind(Box::new("the link was closed"));
+        }
+    }
+
+    fn answer(&self, prefix: usize, message: async_nats::Message) {
+        let token = message.subject.get(prefix..).unwrap_or_default();
+        let parsed = token.split_once('-').and_then(|(key, nonce)| {
+            let key = usize::from_str_radix(key, 16).ok()?;
+            Some((key, u64::from_str_radix(nonce, 16).ok()?))
+        });
+        let mut replies = self.replies.lock();
+        let slot = parsed.and_then(|(key, nonce)| {
+            let slot = replies.get_mut(key)?;
+            (slot.nonce == nonce).then_some(slot)
+        });
+        let Some(slot) = slot else {
+            drop(replies);
+            self.stray.fetch_add(1, Ordering::Relaxed);
+            metrics::counter!("anywire.nats.stray_replies").increment(1);
+            return;
+        };
+        slot.permit = None;
+        let waker = match &mut slot.answer {
+            Answer::Awaited(waker) => waker.take(),
+            // One reply wins.
+            Answer::Here(_) => return,
+            Answer::Taken => None,
+        };
+        slot.answer = Answer::Here(Ok(message));
+        drop(replies);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn lose(&self, key: usize, why: Lost) {
+        if let Some(slot) = self.replies.lock().get_mut(key) {
+            slot.lose(why);
+        }
+    }
+
+    fn lose_all(&self, why: Lost) {
+        for (_, slot) in &mut *self.replies.lock() {
+            slot.lose(why);
+        }
+    }
+}
+
+impl Slot {
+    fn lose(&mut self, why: Lost) {
+        if let Answer::Awaited(waker) = &mut self.answer {
+            let waker = waker.take();
+            self.answer = Answer::Here(Err(why));
+            self.permit = None;
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// A reply that will come, or not. Dropping it gives it up.
+pub(crate) struct Reply {
+    state: Arc<State>,
+    address: Subject,
+    key: usize,
+}
+
+impl Reply {
+    /// Where it is to be sent.
+    pub(crate) fn address(&self) -> &Subject {
+        &self.address
+    }
+}
+
+/// Ends with the first reply. Polled again, it waits for another.
+impl Future for Reply {
+    type Output = Result<async_nats::Message, Lost>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut replies = self.state.replies.lock();
+        let Some(slot) = replies.get_mut(self.key) else {
+            return Poll::Ready(Err(Lost::Closed));
+        };
+        match std::mem::replace(&mut slot.answer, Answer::Taken) {
+            Answer::Here(answer) => Poll::Ready(answer),
+            Answer::Awaited(_) | Answer::Taken => {
+                slot.answer = Answer::Awaited(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.state.replies.lock().try_remove(self.key);
+    }
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Disconnected => Self::new(
+                ErrorKind::Disconnected,
+                "the connection to the NATS server was lost; it is being made again",
+            ),
+            Lost::Closed => errors::closed(),
+        }
+    }
+}
+
+/// Longer with each attempt, and never the same for all who lost the same server.
+fn pause(attempts: usize) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings.min(16)));
+    pause.min(LONGEST_PAUSE).mul_f64(rand::rng().random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        for attempts in 1..10 {
+            let doubled = FIRST_PAUSE * 2_u32.pow(attempts - 1);
+            let longest = doubled.min(LONGEST_PAUSE);
+            let range = longest / 2..=longest;
+            assert!(range.contains(&pause(attempts as usize)));
+        }
+        assert!(pause(usize::MAX) <= LONGEST_PAUSE);
+    }
+}
