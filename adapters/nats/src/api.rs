@@ -80,12 +80,16 @@ impl Api {
 
     pub(crate) async fn create_stream(&self, config: stream::Config) -> Result<(), Error> {
         let subject = format!("STREAM.CREATE.{}", config.name);
-        self.request::<Value>(&subject, &json!(config)).await.map(drop)
+        self.request::<Value>(&subject, &json!(config))
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn update_stream(&self, config: stream::Config) -> Result<(), Error> {
         let subject = format!("STREAM.UPDATE.{}", config.name);
-        self.request::<Value>(&subject, &json!(config)).await.map(drop)
+        self.request::<Value>(&subject, &json!(config))
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn consumer(
@@ -216,7 +220,8 @@ impl Api {
 }
 
 fn silent(subject: &str) -> Error {
-    let text = "JetStream did not answer; may the user publish to $JS.API.> and subscribe to its inbox?";
+    let text =
+        "JetStream did not answer; may the user publish to $JS.API.> and subscribe to its inbox?";
     Error::new(ErrorKind::Timeout, text).with_context("request", subject)
 }
 
@@ -248,9 +253,9 @@ pub(crate) fn code(error: &Error) -> Option<ErrorCode> {
 
 fn refused(subject: &str, error: jetstream::Error) -> Error {
     let kind = match error.error_code() {
-        ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND | ErrorCode::NO_MESSAGE_FOUND => {
-            ErrorKind::NotFound
-        }
+        ErrorCode::STREAM_NOT_FOUND
+        | ErrorCode::CONSUMER_NOT_FOUND
+        | ErrorCode::NO_MESSAGE_FOUND => ErrorKind::NotFound,
         ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
             ErrorKind::Unsupported
         }

@@ -101,7 +101,10 @@ fn may_be_a_confirmation(answer: &async_nats::Message) -> bool {
         domain: Option<String>,
         duplicate: Option<bool>,
     }
-    let plain = answer.headers.as_ref().is_none_or(async_nats::HeaderMap::is_empty);
+    let plain = answer
+        .headers
+        .as_ref()
+        .is_none_or(async_nats::HeaderMap::is_empty);
     plain
         && answer.payload.starts_with(b"{")
         && serde_json::from_slice::<Confirmation>(&answer.payload).is_ok()
@@ -150,7 +153,8 @@ impl NatsResponder {
         connection.topology.keep_for_calls(pattern).await?;
         let group = names::calls(pattern);
         let bound = connection.config.buffer;
-        let inflow = Inflow::open(&connection.main, pattern.wildcards(), Some(group), bound).await?;
+        let inflow =
+            Inflow::open(&connection.main, pattern.wildcards(), Some(group), bound).await?;
         let server = Arc::new_cyclic(|this: &Weak<Server>| Server {
             connection: Arc::clone(connection),
             inflow,
@@ -171,7 +175,9 @@ impl Responder for NatsResponder {
         for spec in specs {
             let served = self.open(spec).await;
             opened.push(served.map_err(|error| {
-                error.with_operation("serve").with_context("pattern", &spec.pattern)
+                error
+                    .with_operation("serve")
+                    .with_context("pattern", &spec.pattern)
             }));
         }
         opened

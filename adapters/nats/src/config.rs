@@ -198,7 +198,10 @@ impl NatsConfig {
             options = options.token(token.expose().to_owned());
         }
         if let Some(user) = &config.user {
-            let password = config.password.as_ref().map_or("", |secret| secret.expose());
+            let password = config
+                .password
+                .as_ref()
+                .map_or("", |secret| secret.expose());
             options = options.user_and_password(user.clone(), password.to_owned());
         }
         Ok(options)
@@ -281,7 +284,10 @@ mod tests {
 
     #[test]
     fn a_bare_url_gives_the_defaults_and_a_section_changes_them() {
-        assert_eq!(read("url = 'nats://localhost'").unwrap(), NatsConfig::default());
+        assert_eq!(
+            read("url = 'nats://localhost'").unwrap(),
+            NatsConfig::default()
+        );
         let config = read(
             "url = 'nats://localhost'\n[transports.main.nats]\nack_wait = '2s'\nstorage = 'memory'",
         );

@@ -81,7 +81,13 @@ impl Coverage {
         if self.known.read().subscriptions.contains(&name) {
             return Ok(());
         }
-        if self.topology.api.consumer(RETRY_STREAM, &name).await?.is_none() {
+        if self
+            .topology
+            .api
+            .consumer(RETRY_STREAM, &name)
+            .await?
+            .is_none()
+        {
             let text = "the subscription does not exist; start its handler first";
             let error = Error::new(ErrorKind::NotFound, text);
             return Err(error.with_context("subscription", subscription));
@@ -102,6 +108,9 @@ impl Coverage {
     fn is_known(&self, subject: &Subject) -> bool {
         // A wildcard in first position hides from reserved subjects, but a stream of an operator's does not.
         let known = self.known.read();
-        known.subjects.iter().any(|pattern| pattern.matches(subject))
+        known
+            .subjects
+            .iter()
+            .any(|pattern| pattern.matches(subject))
     }
 }

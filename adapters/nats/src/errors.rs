@@ -96,10 +96,10 @@ fn tells_of_credentials(text: &str) -> bool {
 /// What rustls finds wrong comes as invalid data.
 fn is_tls(cause: &(dyn StdError + 'static)) -> bool {
     cause.downcast_ref::<async_nats::rustls::Error>().is_some()
-        || cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| {
-                error.kind() == io::ErrorKind::InvalidData
-                    || error.get_ref().is_some_and(|inner| inner.is::<async_nats::rustls::Error>())
-            })
+        || cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            error.kind() == io::ErrorKind::InvalidData
+                || error
+                    .get_ref()
+                    .is_some_and(|inner| inner.is::<async_nats::rustls::Error>())
+        })
 }

@@ -32,7 +32,10 @@ impl Fleeting {
     pub(crate) async fn open(connection: &Arc<Connection>, spec: &Spec) -> Result<Self, Error> {
         let subscription = &spec.subscription;
         // The server takes one queue group on two subjects for one: its name must hold the pattern.
-        let group = subscription.group.is_some().then(|| names::subscription(subscription));
+        let group = subscription
+            .group
+            .is_some()
+            .then(|| names::subscription(subscription));
         let pattern = subscription.pattern.wildcards();
         let bound = connection.config.buffer;
         let inflow = Inflow::open(&connection.main, pattern, group, bound).await?;

@@ -62,7 +62,8 @@ impl Inflow {
             reported: None,
         }));
         let stop = Arc::new(Notify::new());
-        let (filling, stopping, pattern) = (Arc::clone(&queue), Arc::clone(&stop), pattern.to_owned());
+        let (filling, stopping, pattern) =
+            (Arc::clone(&queue), Arc::clone(&stop), pattern.to_owned());
         let mover = tokio::spawn(async move {
             let end = End(filling);
             loop {
@@ -97,7 +98,11 @@ impl Inflow {
         if queue.ended {
             return Poll::Ready(None);
         }
-        if !queue.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if !queue
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             queue.waker = Some(cx.waker().clone());
         }
         Poll::Pending
@@ -123,7 +128,9 @@ impl Drop for Inflow {
 impl fmt::Debug for Inflow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let waiting = self.queue.lock().messages.len();
-        f.debug_struct("Inflow").field("waiting", &waiting).finish_non_exhaustive()
+        f.debug_struct("Inflow")
+            .field("waiting", &waiting)
+            .finish_non_exhaustive()
     }
 }
 
@@ -160,7 +167,11 @@ impl Queue {
         if self.reported.is_none_or(due) {
             self.reported = Some(now);
             let dropped = self.dropped;
-            tracing::warn!(pattern, dropped, "messages come faster than they are handled and are dropped, as at most once allows");
+            tracing::warn!(
+                pattern,
+                dropped,
+                "messages come faster than they are handled and are dropped, as at most once allows"
+            );
         }
     }
 

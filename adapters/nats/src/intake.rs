@@ -95,10 +95,7 @@ struct Held {
 }
 
 impl Intake {
-    pub(crate) async fn open(
-        connection: &Arc<Connection>,
-        spec: &Spec,
-    ) -> Result<Self, Error> {
+    pub(crate) async fn open(connection: &Arc<Connection>, spec: &Spec) -> Result<Self, Error> {
         let link = connection.consuming().await?;
         let private_name = format!("anywire-{:032x}", rand::random::<u128>());
         let topology = &connection.topology;
@@ -142,7 +139,11 @@ impl Intake {
         let epoch = self.shared.link.epoch();
         if epoch != self.epoch {
             self.epoch = epoch;
-            self.shared.sources.lock().iter_mut().for_each(|source| source.reset(now));
+            self.shared
+                .sources
+                .lock()
+                .iter_mut()
+                .for_each(|source| source.reset(now));
             self.start_repair();
         }
     }
@@ -152,7 +153,9 @@ impl Intake {
             let shared = Arc::clone(&self.shared);
             self.repair = Some(Repair(Box::pin(async move {
                 let topology = &shared.connection.topology;
-                topology.ensure_subscription(&shared.spec, &shared.private_name).await
+                topology
+                    .ensure_subscription(&shared.spec, &shared.private_name)
+                    .await
             })));
         }
     }
@@ -173,7 +176,9 @@ impl Intake {
             self.repair = Some(Repair(Box::pin(async move {
                 clock.sleep_until(clock.now() + REPAIR_PAUSE).await;
                 let topology = &shared.connection.topology;
-                topology.ensure_subscription(&shared.spec, &shared.private_name).await
+                topology
+                    .ensure_subscription(&shared.spec, &shared.private_name)
+                    .await
             })));
             // Its first poll arms the pause.
             cx.waker().wake_by_ref();
@@ -189,7 +194,9 @@ impl Intake {
         for (at, source) in sources.iter_mut().enumerate() {
             while let Poll::Ready(brought) = source.poll(cx, now) {
                 match brought {
-                    Brought::Message(message) => returned.extend(self.shared.take_in(at, *message, now)),
+                    Brought::Message(message) => {
+                        returned.extend(self.shared.take_in(at, *message, now))
+                    }
                     Brought::Gone(why) => {
                         gone = Some(why);
                         break;
@@ -284,7 +291,10 @@ impl Shared {
     /// Notes who pulls; `false` once it is closed.
     fn watch(&self, cx: &Context<'_>) -> bool {
         let mut ledger = self.ledger.lock();
-        let same = ledger.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        let same = ledger
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()));
         if !same {
             ledger.waker = Some(cx.waker().clone());
         }
@@ -301,7 +311,13 @@ impl Shared {
         let address = native.reply?;
         let told = Told::read(&address);
         let clock = &*self.connection.clock;
-        let read = wire::read(&native.subject, native.payload, native.headers.as_ref(), told.time, clock);
+        let read = wire::read(
+            &native.subject,
+            native.payload,
+            native.headers.as_ref(),
+            told.time,
+            clock,
+        );
         if let Some(due) = read.due {
             let wait = due.duration_since(clock.wall()).unwrap_or_default();
             return Some((address, settle::nak_after(wait)));
@@ -377,7 +393,11 @@ impl Shared {
     async fn wind_up(&self, all: bool) {
         let mut left = self.close_ledger(all);
         let sources = std::mem::take(&mut *self.sources.lock());
-        let pinned: Vec<_> = sources.iter().filter(|source| source.is_pinned()).map(|source| source.bound.clone()).collect();
+        let pinned: Vec<_> = sources
+            .iter()
+            .filter(|source| source.is_pinned())
+            .map(|source| source.bound.clone())
+            .collect();
         let bound: Vec<_> = sources.iter().map(|source| source.bound.clone()).collect();
         for drained in join_all(sources.into_iter().map(Source::drain)).await {
             left.extend(drained);
@@ -387,7 +407,9 @@ impl Shared {
         }
         let api = &self.connection.topology.api;
         for bound in pinned {
-            let _ = api.unpin(&bound.stream, &bound.consumer, PINNED_GROUP).await;
+            let _ = api
+                .unpin(&bound.stream, &bound.consumer, PINNED_GROUP)
+                .await;
         }
         if self.link.is_connected() {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.link.echo()).await;
@@ -407,7 +429,9 @@ impl Shared {
         }
         let sources = std::mem::take(&mut *self.sources.lock());
         let is_private = self.spec.subscription.group.is_none();
-        if is_private && !sources.is_empty() && !self.connection.is_closed()
+        if is_private
+            && !sources.is_empty()
+            && !self.connection.is_closed()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let connection = Arc::downgrade(&self.connection);
@@ -504,9 +528,8 @@ impl Ledger {
     pub(crate) fn put_back(&mut self, mut arrived: Arrived) {
         arrived.deliveries = arrived.deliveries.saturating_add(1);
         self.counts[arrived.source] += 1;
-        let same_stream = |other: &Arrived| {
-            other.source != arrived.source || other.sequence < arrived.sequence
-        };
+        let same_stream =
+            |other: &Arrived| other.source != arrived.source || other.sequence < arrived.sequence;
         let at = self.ready.iter().position(|other| !same_stream(other));
         let at = at.unwrap_or(self.ready.len());
         self.ready.insert(at, arrived);
@@ -536,7 +559,9 @@ impl Ledger {
 
     fn older_than(&self, before: Instant) -> Vec<Subject> {
         let held = self.held.iter().map(|(_, held)| &held.arrived);
-        let old = held.chain(&self.ready).filter(|arrived| arrived.since <= before);
+        let old = held
+            .chain(&self.ready)
+            .filter(|arrived| arrived.since <= before);
         old.map(|arrived| arrived.address.clone()).collect()
     }
 }

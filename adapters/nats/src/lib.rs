@@ -57,5 +57,7 @@ pub fn native(client: &Client) -> Option<async_nats::Client> {
 pub fn native_of(client: &Client, name: &str) -> Option<async_nats::Client> {
     let transport = client.transport(name)?;
     let transport: &dyn Any = &*transport;
-    transport.downcast_ref().map(transport::NatsTransport::client)
+    transport
+        .downcast_ref()
+        .map(transport::NatsTransport::client)
 }

@@ -168,7 +168,8 @@ impl Link {
         message: OutboundMessage,
     ) -> Result<Result<(), Error>, OutboundMessage> {
         let sent = self.client.publish_message(message.clone()).now_or_never();
-        sent.map(|sent| sent.map_err(errors::publish)).ok_or(message)
+        sent.map(|sent| sent.map_err(errors::publish))
+            .ok_or(message)
     }
 
     /// An address for one reply. The permit is held until it comes.
@@ -407,7 +408,9 @@ impl From<Lost> for Error {
 fn pause(attempts: usize) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
     let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings.min(16)));
-    pause.min(LONGEST_PAUSE).mul_f64(rand::rng().random_range(0.5..=1.0))
+    pause
+        .min(LONGEST_PAUSE)
+        .mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 #[cfg(test)]

@@ -58,7 +58,11 @@ fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
     if let Some(error) = too_large(connection, &entry.message) {
         return Some(Published::Rejected(error));
     }
-    let message = outbound(&entry.message, entry.message.subject().as_str(), Sending::default());
+    let message = outbound(
+        &entry.message,
+        entry.message.subject().as_str(),
+        Sending::default(),
+    );
     match connection.main.send_now(message) {
         Ok(Ok(())) => Some(Published::Accepted(Receipt::new())),
         Ok(Err(error)) => Some(Published::Rejected(error)),
@@ -155,7 +159,11 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
         due: due.map(|due| connection.clock.wall() + (due - now)),
     };
     let address = match target {
-        Target::Subject => match connection.coverage.check(message.subject(), before_was_no_route(before, message)).await {
+        Target::Subject => match connection
+            .coverage
+            .check(message.subject(), before_was_no_route(before, message))
+            .await
+        {
             Ok(()) => message.subject().to_string(),
             Err(error) => return Step::Ended(Published::Rejected(error)),
         },
@@ -183,7 +191,8 @@ fn before_was_no_route(before: Option<&Step>, message: &Message) -> bool {
     let Some(Step::Ended(Published::Rejected(error))) = before else {
         return false;
     };
-    error.kind() == ErrorKind::NoRoute && error.context("subject") == Some(message.subject().as_str())
+    error.kind() == ErrorKind::NoRoute
+        && error.context("subject") == Some(message.subject().as_str())
 }
 
 async fn fire(connection: &Connection, message: &Message) -> Step {
@@ -265,9 +274,12 @@ fn refused(error: jetstream::Error, subject: &Subject) -> Error {
         }
         _ => (ErrorKind::Rejected, "look at the stream's configuration"),
     };
-    Error::new(kind, format!("the stream refused the message: {text}; {remedy}"))
-        .with_context("subject", subject)
-        .with_source(error)
+    Error::new(
+        kind,
+        format!("the stream refused the message: {text}; {remedy}"),
+    )
+    .with_context("subject", subject)
+    .with_source(error)
 }
 
 fn unconfirmed(connection: &Connection) -> Published {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use anywire::Error;
-use anywire::pattern::publish_subscribe::{
-    Guarantee, Incoming, Spec, Store, Stored, Subscriber,
-};
+use anywire::pattern::publish_subscribe::{Guarantee, Incoming, Spec, Store, Stored, Subscriber};
 use async_trait::async_trait;
 use futures::future::join_all;
 

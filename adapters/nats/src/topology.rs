@@ -169,7 +169,9 @@ impl Topology {
         config.priority_groups = Vec::new();
         config.priority_timeout = Duration::ZERO;
         let streams: Vec<_> = places.iter().map(|place| place.stream.as_str()).collect();
-        config.metadata.insert(STREAMS.to_owned(), streams.join(" "));
+        config
+            .metadata
+            .insert(STREAMS.to_owned(), streams.join(" "));
         self.ensure_consumer(spec, &place, config).await
     }
 
@@ -242,7 +244,10 @@ impl Topology {
         retention: Duration,
     ) -> Result<(), Error> {
         let Some(info) = self.api.stream(name).await? else {
-            let created = self.api.create_stream(self.stream(name, pattern, retention)).await;
+            let created = self
+                .api
+                .create_stream(self.stream(name, pattern, retention))
+                .await;
             return match created {
                 Ok(()) => {
                     tracing::info!(stream = name, subjects = %pattern, "created a stream");
@@ -261,7 +266,10 @@ impl Topology {
         {
             return Err(self.would_take_a_call(pattern, wide, call));
         }
-        config.subjects = after.iter().map(|list| list.wildcards().to_owned()).collect();
+        config.subjects = after
+            .iter()
+            .map(|list| list.wildcards().to_owned())
+            .collect();
         config.max_age = config.max_age.max(retention);
         tracing::info!(stream = name, subjects = ?config.subjects, "widened a stream");
         match self.api.update_stream(config).await {
@@ -395,8 +403,14 @@ impl Topology {
     }
 
     fn replicas(&self, pattern: &Pattern) -> usize {
-        let rule = self.transport.subjects.iter().find(|rule| rule.pattern.covers(pattern));
-        let of_rule = rule.and_then(|rule| rule.replicas).and_then(|count| usize::try_from(count).ok());
+        let rule = self
+            .transport
+            .subjects
+            .iter()
+            .find(|rule| rule.pattern.covers(pattern));
+        let of_rule = rule
+            .and_then(|rule| rule.replicas)
+            .and_then(|count| usize::try_from(count).ok());
         let said = of_rule.or(self.config.replicas);
         said.unwrap_or(match self.api.is_clustered() {
             true => 3,
@@ -425,7 +439,9 @@ impl Topology {
 fn places_of_wildcard(pattern: &Pattern, meeting: &[stream::Info]) -> Result<Vec<Place>, Error> {
     let place = |info: &stream::Info| {
         let common = patterns(&info.config);
-        let common = common.iter().filter_map(|subject| cover::meet(subject, pattern));
+        let common = common
+            .iter()
+            .filter_map(|subject| cover::meet(subject, pattern));
         let filters: Vec<_> = common.map(|both| both.wildcards().to_owned()).collect();
         (!filters.is_empty()).then(|| Place {
             stream: info.config.name.clone(),
@@ -497,13 +513,17 @@ fn waiting(info: &consumer::Info) -> u64 {
 }
 
 fn covers(config: &stream::Config, pattern: &Pattern) -> bool {
-    patterns(config).iter().any(|subject| subject.covers(pattern))
+    patterns(config)
+        .iter()
+        .any(|subject| subject.covers(pattern))
 }
 
 /// The subjects of a stream. What is no pattern of ours, such as `$KV.>`, cannot meet one.
 pub(crate) fn patterns(config: &stream::Config) -> Vec<Pattern> {
     let subjects = config.subjects.iter();
-    subjects.filter_map(|text| Pattern::parse_any(text).ok()).collect()
+    subjects
+        .filter_map(|text| Pattern::parse_any(text).ok())
+        .collect()
 }
 
 fn first_literal(pattern: &Pattern) -> Option<&str> {

@@ -10,9 +10,7 @@ use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
-use anywire::{
-    Capabilities, DeliveryCount, Error, Limits, MAX_SUBJECT_LEN, OrderScope, Support,
-};
+use anywire::{Capabilities, DeliveryCount, Error, Limits, MAX_SUBJECT_LEN, OrderScope, Support};
 use async_nats::Event;
 use async_trait::async_trait;
 use futures::future::{BoxFuture, join_all};
@@ -71,13 +69,25 @@ impl Adapter for NatsAdapter {
             let first = pattern.split('.').next().unwrap_or_default();
             let consumer = names::subscription(&spec.subscription);
             vec![
-                object("stream", names::stream(first), &["create", "update", "read"]),
+                object(
+                    "stream",
+                    names::stream(first),
+                    &["create", "update", "read"],
+                ),
                 object("consumer", consumer.clone(), &["create", "read"]),
-                object("consumer", format!("{}/{consumer}", names::RETRY_STREAM), &["create", "read"]),
+                object(
+                    "consumer",
+                    format!("{}/{consumer}", names::RETRY_STREAM),
+                    &["create", "read"],
+                ),
             ]
         };
         let of_call = |spec: &CallSpec| {
-            object("subject", spec.pattern.wildcards().to_owned(), &["subscribe"])
+            object(
+                "subject",
+                spec.pattern.wildcards().to_owned(),
+                &["subscribe"],
+            )
         };
         let mut objects: Vec<_> = specs.iter().flat_map(of_spec).collect();
         objects.extend(calls.iter().map(of_call));
@@ -254,7 +264,11 @@ impl Connection {
         let changed = move |event: &Event, _: Again| told.hear(event, true);
         let main = Arc::new(Link::connect(&config, &transport, "main", changed).await?);
         let transport = Arc::new(transport);
-        let api = Api::new(Arc::clone(&main), Arc::clone(&clock), config.domain.as_deref());
+        let api = Api::new(
+            Arc::clone(&main),
+            Arc::clone(&clock),
+            config.domain.as_deref(),
+        );
         let topology = Topology::new(api, config.clone(), Arc::clone(&transport));
         let topology = Arc::new(topology);
         Ok(Arc::new(Self {
@@ -305,7 +319,9 @@ impl Connection {
     /// The largest payload: what is configured, or less where the server takes less.
     pub(crate) fn max_payload(&self) -> usize {
         let server = self.main.client().max_payload();
-        self.config.max_payload.min(server.saturating_sub(HEADER_ROOM.min(server / 2)))
+        self.config
+            .max_payload
+            .min(server.saturating_sub(HEADER_ROOM.min(server / 2)))
     }
 
     /// Ties something to the transport, until [`untie`](Self::untie).

@@ -165,7 +165,8 @@ fn legal(subject: &str) -> Subject {
     let tokens: Vec<_> = subject.split('.').map(escape).collect();
     let mut text = tokens.join(".");
     text.truncate(anywire::MAX_SUBJECT_LEN);
-    Subject::parse_any(text.trim_end_matches('.')).expect("escaped tokens between dots are a subject")
+    Subject::parse_any(text.trim_end_matches('.'))
+        .expect("escaped tokens between dots are a subject")
 }
 
 fn put(headers: &mut HeaderMap, name: &str, text: &str) {
@@ -285,7 +286,13 @@ mod tests {
             again: true,
             ..Sending::default()
         };
-        let id = |sending| headers(&sent, sending).unwrap().get(MESSAGE_ID).unwrap().clone();
+        let id = |sending| {
+            headers(&sent, sending)
+                .unwrap()
+                .get(MESSAGE_ID)
+                .unwrap()
+                .clone()
+        };
         assert_eq!(id(Sending::default()), id(Sending::default()));
         assert_ne!(id(again), id(again));
     }
@@ -297,7 +304,10 @@ mod tests {
         foreign.append("anywire-due", "not a time");
         foreign.append("anywire-attempt", "4000000000");
         let came = read("a b/c.d", Bytes::new(), Some(&foreign), None, &TokioClock);
-        assert_eq!(came.message.headers().get_str("x-death"), Some("reason=expired"));
+        assert_eq!(
+            came.message.headers().get_str("x-death"),
+            Some("reason=expired")
+        );
         assert_eq!(came.due, None);
         assert_eq!(came.message.subject().as_str(), "a=20b=2Fc.d");
     }
