@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # nats-server with JetStream, for tools/brokers. ANYWIRE_NATS_PORT (default 14222) is its port; 4000 more is its monitoring's.
+# ANYWIRE_TEST_NATS_SERVER is another server than the installed one.
 
 nats_version=2.15.2
 
@@ -8,7 +9,7 @@ nats_url() { echo "nats://127.0.0.1:$(nats_port)"; }
 
 nats_server() {
     local server
-    for server in "$(home nats)/$nats_version/nats-server" /usr/sbin/nats-server; do
+    for server in "${ANYWIRE_TEST_NATS_SERVER:-}" "$(home nats)/$nats_version/nats-server" /usr/sbin/nats-server; do
         if [[ -x $server ]]; then
             echo "$server"
             return

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use anywire::{
-    Bytes, Client, ContentType, Error, ErrorKind, FromPayload, Message, MessageId, Raw, Result,
-    Subject, Subscription,
+    Bytes, Client, ContentType, Delivery, Error, ErrorKind, FromPayload, Message, MessageId, Raw,
+    Result, Subject, Subscription,
 };
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
@@ -278,19 +278,19 @@ impl News {
         while !ledger.lock().is_over() {
             tokio::select! {
                 Some(charged) = self.charged.next() => {
-                    if let Some(charged) = settle(charged).await? {
+                    note(charged, |charged| {
                         ledger.lock().done(&charged.order, Part::Charge, charged.attempts);
-                    }
+                    })
+                    .await?;
                 }
                 Some(reserved) = self.reserved.next() => {
-                    if let Some(reserved) = settle(reserved).await? {
+                    note(reserved, |reserved| {
                         ledger.lock().done(&reserved.order, Part::Reserve, 1);
-                    }
+                    })
+                    .await?;
                 }
                 Some(letter) = self.dead.next() => {
-                    if let Some(letter) = settle(letter).await? {
-                        bury(&letter, &mut ledger.lock());
-                    }
+                    note(letter, |letter| bury(letter, &mut ledger.lock())).await?;
                 }
                 else => return Err(Error::new(ErrorKind::Closed, "the shop's news have ended")),
             }
@@ -299,19 +299,24 @@ impl News {
     }
 }
 
-/// Acknowledges a delivery and gives its payload. One that cannot be read, and a connection that is lost for a while, are
-/// no reason to stop listening.
-async fn settle<P: FromPayload>(
-    delivery: Result<anywire::Delivery<P>, Error>,
-) -> Result<Option<P>, Error> {
-    match delivery {
-        Ok(delivery) => match delivery.take().await {
-            Ok(payload) => Ok(Some(payload)),
-            Err(error) if error.kind() == ErrorKind::Stale => Ok(None),
-            Err(error) => Err(error),
-        },
-        Err(error) if error.is_retryable() || error.kind() == ErrorKind::Codec => Ok(None),
+/// Writes what was delivered into the books, then acknowledges it. Where the acknowledgement is lost it comes again, and the
+/// books know it already. One that cannot be read, and a connection that is lost for a while, are no reason to stop
+/// listening.
+async fn note<P>(
+    delivery: Result<Delivery<P>, Error>,
+    write: impl FnOnce(&P),
+) -> Result<(), Error> {
+    let noted = match delivery {
+        Ok(delivery) => {
+            write(&delivery);
+            delivery.ack().await
+        }
+        Err(error) if error.kind() == ErrorKind::Codec => Ok(()),
         Err(error) => Err(error),
+    };
+    match noted {
+        Err(error) if !error.is_retryable() && error.kind() != ErrorKind::Stale => Err(error),
+        _ => Ok(()),
     }
 }
 
