@@ -12,7 +12,10 @@ const END: &str = "<!-- capabilities:end -->";
 
 /// All adapters, in the order of the table's columns. A new one is a line here.
 fn adapters() -> Vec<Box<dyn Adapter>> {
-    vec![Box::new(anywire::memory::adapter())]
+    vec![
+        Box::new(anywire::memory::adapter()),
+        Box::new(anywire_nats::adapter()),
+    ]
 }
 
 #[test]

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use slab::Slab;
 
 use crate::inflow::Inflow;
+use crate::link::Handed;
 use crate::names;
 use crate::publisher::too_large;
 use crate::transport::{Connection, End};
@@ -153,8 +154,7 @@ impl NatsResponder {
         connection.topology.keep_for_calls(pattern).await?;
         let group = names::calls(pattern);
         let bound = connection.config.buffer;
-        let inflow =
-            Inflow::open(&connection.main, pattern.wildcards(), Some(group), bound).await?;
+        let inflow = Inflow::open(&connection.main, pattern, Some(group), bound).await?;
         let server = Arc::new_cyclic(|this: &Weak<Server>| Server {
             connection: Arc::clone(connection),
             inflow,
@@ -347,10 +347,10 @@ impl Replier for Server {
             headers: wire::headers(&message, Sending::default()),
         };
         match connection.main.send_now(outbound) {
-            Ok(sent) => Progress::Done(sent),
-            Err(outbound) => {
+            Handed::Over(sent) => Progress::Done(sent),
+            Handed::Back(outbound) => {
                 let connection = Arc::clone(connection);
-                Progress::pending(async move { connection.main.send(outbound).await })
+                Progress::pending(async move { connection.main.send(*outbound).await })
             }
         }
     }
@@ -364,6 +364,11 @@ impl End for Server {
     fn renew(&self, _before: Instant) {}
 
     fn reconnected(&self) {}
+
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        // Nothing comes twice here.
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl Drop for Server {

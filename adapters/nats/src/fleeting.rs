@@ -10,6 +10,7 @@ use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 
+use crate::errors;
 use crate::inflow::Inflow;
 use crate::names;
 use crate::transport::{Connection, End};
@@ -36,7 +37,7 @@ impl Fleeting {
             .group
             .is_some()
             .then(|| names::subscription(subscription));
-        let pattern = subscription.pattern.wildcards();
+        let pattern = &subscription.pattern;
         let bound = connection.config.buffer;
         let inflow = Inflow::open(&connection.main, pattern, group, bound).await?;
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
@@ -89,7 +90,10 @@ impl Incoming for Fleeting {
 
 /// Settled before it was delivered.
 impl Settle for Shared {
-    fn settle(&self, batch: SettleBatch) -> Progress<SettleBatch> {
+    fn settle(&self, mut batch: SettleBatch) -> Progress<SettleBatch> {
+        if self.connection.is_closed() {
+            (0..batch.items().len()).for_each(|index| batch.fail(index, errors::closed()));
+        }
         Progress::Done(batch)
     }
 }
@@ -102,6 +106,11 @@ impl End for Shared {
     fn renew(&self, _before: Instant) {}
 
     fn reconnected(&self) {}
+
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        // Nothing comes twice here.
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl Drop for Shared {

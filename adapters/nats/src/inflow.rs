@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use anywire::Error;
+use anywire::{Error, Pattern, Subject};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -43,14 +43,14 @@ impl Inflow {
     /// Subscribes, alone or as one of a queue group; returns when the server knows.
     pub(crate) async fn open(
         link: &Arc<Link>,
-        pattern: &str,
+        pattern: &Pattern,
         queue_group: Option<String>,
         bound: usize,
     ) -> Result<Self, Error> {
-        let client = link.client();
+        let (client, subject) = (link.client(), pattern.wildcards().to_owned());
         let subscribed = match queue_group {
-            Some(group) => client.queue_subscribe(pattern.to_owned(), group).await,
-            None => client.subscribe(pattern.to_owned()).await,
+            Some(group) => client.queue_subscribe(subject, group).await,
+            None => client.subscribe(subject).await,
         };
         let mut subscriber = subscribed.map_err(errors::disconnected)?;
         let queue = Arc::new(Mutex::new(Queue {
@@ -62,13 +62,14 @@ impl Inflow {
             reported: None,
         }));
         let stop = Arc::new(Notify::new());
-        let (filling, stopping, pattern) =
-            (Arc::clone(&queue), Arc::clone(&stop), pattern.to_owned());
+        let (filling, stopping) = (Arc::clone(&queue), Arc::clone(&stop));
+        let pattern = pattern.clone();
         let mover = tokio::spawn(async move {
             let end = End(filling);
             loop {
                 tokio::select! {
                     message = subscriber.next() => match message {
+                        Some(message) if is_hidden(&pattern, &message.subject) => {}
                         Some(message) => end.0.lock().push(message, &pattern),
                         None => return,
                     },
@@ -134,6 +135,13 @@ impl fmt::Debug for Inflow {
     }
 }
 
+/// Whether the subject is one that a wildcard in first position does not meet: the framework's, and the server's own.
+fn is_hidden(pattern: &Pattern, subject: &str) -> bool {
+    pattern.wildcards().starts_with(['*', '>'])
+        && (subject.starts_with('$')
+            || Subject::parse_any(subject).is_ok_and(|subject| subject.is_reserved()))
+}
+
 /// Ends the queue with its task, however that ends.
 struct End(Arc<Mutex<Queue>>);
 
@@ -148,7 +156,7 @@ impl Drop for End {
 }
 
 impl Queue {
-    fn push(&mut self, message: async_nats::Message, pattern: &str) {
+    fn push(&mut self, message: async_nats::Message, pattern: &Pattern) {
         if self.messages.len() < self.bound {
             self.messages.push_back(message);
         } else {
@@ -161,14 +169,14 @@ impl Queue {
         }
     }
 
-    fn report(&mut self, pattern: &str) {
+    fn report(&mut self, pattern: &Pattern) {
         let now = Instant::now();
         let due = |last: Instant| now.duration_since(last) >= BETWEEN_REPORTS;
         if self.reported.is_none_or(due) {
             self.reported = Some(now);
             let dropped = self.dropped;
             tracing::warn!(
-                pattern,
+                %pattern,
                 dropped,
                 "messages come faster than they are handled and are dropped, as at most once allows"
             );

@@ -19,6 +19,7 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::hostile;
 use crate::link::Link;
 use crate::settle::{self, NAK};
 use crate::source::{Brought, SILENCE, Source};
@@ -185,17 +186,16 @@ impl Intake {
         }
     }
 
-    /// Takes what has come, and asks for more. Tells when to look again at the latest.
-    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Instant> {
+    /// Takes what has come.
+    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) {
         let mut gone = None;
-        let mut look_again: Option<Instant> = None;
+        let mut early = Vec::new();
         let mut sources = self.shared.sources.lock();
-        let mut returned = Vec::new();
         for (at, source) in sources.iter_mut().enumerate() {
             while let Poll::Ready(brought) = source.poll(cx, now) {
                 match brought {
                     Brought::Message(message) => {
-                        returned.extend(self.shared.take_in(at, *message, now))
+                        early.extend(self.shared.take_in(at, *message, now));
                     }
                     Brought::Gone(why) => {
                         gone = Some(why);
@@ -209,11 +209,8 @@ impl Intake {
                 gone.get_or_insert_with(|| "no sign of life".to_owned());
             }
         }
-        if gone.is_none() && self.repair.is_none() {
-            look_again = self.shared.ask(&mut sources, now);
-        }
         drop(sources);
-        for (address, nak) in returned {
+        for (address, nak) in early {
             settle::send(&self.shared.link, address, nak);
         }
         if let Some(why) = gone {
@@ -221,7 +218,6 @@ impl Intake {
             tracing::warn!(%subscription, why, "a consumer does not answer; it is looked for");
             self.start_repair();
         }
-        look_again
     }
 
     /// Arms the timer for the next look at silent sources.
@@ -260,11 +256,13 @@ impl Incoming for Intake {
         }
         self.follow_reconnect(now);
         self.poll_repair(cx);
-        let look_again = self.receive(cx, now);
-        if self.shared.deliver(batch) {
+        self.receive(cx, now);
+        let delivered = self.shared.deliver(batch);
+        let asked = self.repair.is_some() || self.shared.ask(batch.room(), now);
+        if delivered {
             return Poll::Ready(Ok(Pulled::Some));
         }
-        self.arm(cx, look_again.unwrap_or(now + SILENCE));
+        self.arm(cx, now + if asked { SILENCE } else { AGAIN });
         Poll::Pending
     }
 
@@ -335,8 +333,12 @@ impl Shared {
         None
     }
 
-    /// Asks each source for what its part of the window has room for.
-    fn ask(&self, sources: &mut [Source], now: Instant) -> Option<Instant> {
+    /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
+    /// counted as delivered by the server, and others may be idle.
+    ///
+    /// `false` says that the client has no room for a request now.
+    fn ask(&self, wanted: usize, now: Instant) -> bool {
+        let mut sources = self.sources.lock();
         let counts = self.ledger.lock().counts.clone();
         let streams = if self.spec.subscription.group.is_some() {
             // The last source brings the copies.
@@ -345,21 +347,21 @@ impl Shared {
             sources.len()
         };
         let window = self.spec.window;
-        let mut refused = false;
+        let mut sent = true;
         for (at, source) in sources.iter_mut().enumerate() {
             let share = match at < streams {
                 true => window / streams,
                 false => window / RETRY_SHARE,
             };
-            let share = share.max(1);
             let count = counts.get(at).copied().unwrap_or_default();
-            let room = share.saturating_sub(count + source.outstanding());
+            let room = share.max(1).saturating_sub(count).min(wanted);
+            let room = room.saturating_sub(source.outstanding());
             let enough = source.outstanding() == 0 || room >= share.div_ceil(2);
-            if room > 0 && enough && !source.ask(room, now) {
-                refused = true;
+            if room > 0 && enough {
+                sent &= source.ask(room, now);
             }
         }
-        refused.then(|| now + AGAIN)
+        sent
     }
 
     /// Delivers what is ready, as far as batch and window allow; tells whether the batch holds anything.
@@ -474,6 +476,10 @@ impl End for Shared {
         }
     }
 
+    fn clear_hostile(&self) -> BoxFuture<'_, ()> {
+        Box::pin(clear(self))
+    }
+
     fn reconnected(&self) {
         // Tags die with their connection. What they named is returned, or it would wait for its time to run out.
         let mut ledger = self.ledger.lock();
@@ -485,6 +491,20 @@ impl End for Shared {
         }
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+}
+
+/// Clears the consumers of a subscription one by one.
+async fn clear(shared: &Shared) {
+    let bound: Vec<_> = {
+        let sources = shared.sources.lock();
+        sources.iter().map(|source| source.bound.clone()).collect()
+    };
+    for bound in bound {
+        if let Err(error) = hostile::clear(&shared.connection, &shared.spec, &bound).await {
+            let subscription = &shared.spec.subscription;
+            tracing::warn!(%subscription, %error, "cannot look for messages that end the connection");
         }
     }
 }

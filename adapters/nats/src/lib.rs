@@ -7,6 +7,7 @@ mod cover;
 mod coverage;
 mod errors;
 mod fleeting;
+mod hostile;
 mod inflow;
 mod intake;
 mod lease;

@@ -14,7 +14,7 @@ use async_nats::client::traits::Publisher;
 use async_nats::message::OutboundMessage;
 use async_nats::{Client, Event, Subject};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::{SinkExt, StreamExt};
 use parking_lot::Mutex;
 use rand::RngExt;
 use slab::Slab;
@@ -32,6 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A connection. It reconnects by itself, for ever, until it is closed.
 pub(crate) struct Link {
     client: Client,
+    /// A handle of its own for what is sent without waiting.
+    sink: Mutex<Client>,
     /// What the addresses of our inbox begin with, dot included.
     inbox: String,
     state: Arc<State>,
@@ -47,11 +49,23 @@ struct State {
     connects: AtomicU64,
     /// How many replies came for nobody.
     stray: AtomicU64,
-    changed: Box<dyn Fn(&Event, Again) + Send + Sync>,
+    changed: Changed,
 }
 
 /// Whether a connection that is there was there before.
 pub(crate) type Again = bool;
+
+/// Who is told what happens to the connection.
+type Changed = Box<dyn Fn(&Event, Again) + Send + Sync>;
+
+/// What became of a message that must not wait.
+#[derive(Debug)]
+pub(crate) enum Handed {
+    /// The client has it, or will never take it.
+    Over(Result<(), Error>),
+    /// There was no room.
+    Back(Box<OutboundMessage>),
+}
 
 /// A reply that is waited for.
 struct Slot {
@@ -125,6 +139,7 @@ impl Link {
             }
         });
         let link = Self {
+            sink: Mutex::new(client.clone()),
             client,
             inbox,
             state,
@@ -139,18 +154,18 @@ impl Link {
         &self.client
     }
 
-    /// What the addresses of our inbox begin with.
-    pub(crate) fn inbox(&self) -> &str {
-        &self.inbox
-    }
-
     /// Which connection this is; it grows with each reconnect.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.connects.load(Ordering::Acquire)
     }
 
+    /// Whether there is a connection now. What is sent without one waits in the client's queue and is sent on the next: an
+    /// acknowledgement, which nobody believes in any more by then.
     pub(crate) fn is_connected(&self) -> bool {
+        // The client knows first, and tells by an event that takes a moment; but only events tell that one was lost and
+        // made again in between.
         self.state.connected.load(Ordering::Acquire)
+            && self.client.connection_state() == async_nats::connection::State::Connected
     }
 
     /// Sends a message, waiting for room where the client has none.
@@ -163,13 +178,16 @@ impl Link {
     }
 
     /// Sends a message if that needs no waiting; else gives it back.
-    pub(crate) fn send_now(
-        &self,
-        message: OutboundMessage,
-    ) -> Result<Result<(), Error>, OutboundMessage> {
-        let sent = self.client.publish_message(message.clone()).now_or_never();
-        sent.map(|sent| sent.map_err(errors::publish))
-            .ok_or(message)
+    pub(crate) fn send_now(&self, message: OutboundMessage) -> Handed {
+        let mut sink = self.sink.lock();
+        let mut cx = Context::from_waker(Waker::noop());
+        match sink.poll_ready_unpin(&mut cx) {
+            Poll::Ready(Ok(())) => {
+                Handed::Over(sink.start_send_unpin(message).map_err(errors::publish))
+            }
+            Poll::Ready(Err(error)) => Handed::Over(Err(errors::publish(error))),
+            Poll::Pending => Handed::Back(Box::new(message)),
+        }
     }
 
     /// An address for one reply. The permit is held until it comes.

@@ -34,8 +34,8 @@ pub(crate) fn subscription(subscription: &SubscriptionId) -> String {
 
 /// The queue group of all who answer a pattern.
 pub(crate) fn calls(pattern: &Pattern) -> String {
-    // No group is called `=`: an escaped one never begins like this.
-    bounded(format!("{SEPARATOR}{}", escape(pattern.wildcards())))
+    // `=c` is no escape, so that no group's name begins like this.
+    bounded(format!("=calls{SEPARATOR}{}", escape(pattern.wildcards())))
 }
 
 /// The subject that carries copies to one subscription.
@@ -98,7 +98,7 @@ mod tests {
             subscription(&id("shop", "shop.*.placed")),
             "shop==shop~@~placed"
         );
-        assert_eq!(calls(&Pattern::parse("shop.>").unwrap()), "==shop~%");
+        assert_eq!(calls(&Pattern::parse("shop.>").unwrap()), "=calls==shop~%");
         assert_eq!(stream("shop"), "anywire-shop");
         assert_eq!(retry_subject("shop==a"), "anywire.retry.shop==a");
     }

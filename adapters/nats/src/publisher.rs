@@ -1,7 +1,6 @@
 //! Publishing: into a stream that confirms, or into the air.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use anywire::pattern::Progress;
 use anywire::pattern::publish_subscribe::{
@@ -15,7 +14,7 @@ use futures::FutureExt;
 use serde::Deserialize;
 
 use crate::errors;
-use crate::link::{Lost, Reply};
+use crate::link::{Handed, Lost, Reply};
 use crate::names;
 use crate::transport::Connection;
 use crate::wire::{self, Sending};
@@ -51,8 +50,7 @@ impl Publisher for NatsPublisher {
 
 /// Sends an entry that nobody confirms, if there is room for it at once.
 fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
-    let fleeting = entry.guarantee == Guarantee::AtMostOnce && connection.config.jetstream;
-    if !fleeting || entry.not_before.is_some() || entry.target != Target::Subject {
+    if !is_fleeting(entry) {
         return None;
     }
     if let Some(error) = too_large(connection, &entry.message) {
@@ -64,10 +62,17 @@ fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
         Sending::default(),
     );
     match connection.main.send_now(message) {
-        Ok(Ok(())) => Some(Published::Accepted(Receipt::new())),
-        Ok(Err(error)) => Some(Published::Rejected(error)),
-        Err(_) => None,
+        Handed::Over(Ok(())) => Some(Published::Accepted(Receipt::new())),
+        Handed::Over(Err(error)) => Some(Published::Rejected(error)),
+        Handed::Back(_) => None,
     }
+}
+
+/// Whether an entry goes into the air: to all who listen now, and to nobody else.
+fn is_fleeting(entry: &Entry) -> bool {
+    entry.guarantee == Guarantee::AtMostOnce
+        && entry.target == Target::Subject
+        && entry.not_before.is_none()
 }
 
 /// What was done for an entry so far.
@@ -75,8 +80,6 @@ enum Step {
     Ended(Published),
     /// A stream will confirm it.
     Stored(Reply),
-    /// The server has it once it has seen what we send next.
-    Fired,
 }
 
 async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> PublishBatch {
@@ -93,7 +96,6 @@ async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> Publis
         () = sending => true,
         () = &mut timer => false,
     };
-    let mut echo = None;
     let mut late = !sent;
     for step in steps {
         let at = batch.outcomes().len();
@@ -110,24 +112,11 @@ async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> Publis
                     unconfirmed(&connection)
                 }
             },
-            Step::Fired => {
-                if echo.is_none() && !late {
-                    echo = tokio::select! {
-                        seen = connection.main.echo() => Some(seen.is_ok()),
-                        () = &mut timer => None,
-                    };
-                    late = echo.is_none();
-                }
-                match echo {
-                    Some(true) => Published::Accepted(Receipt::new()),
-                    Some(false) | None => unconfirmed(&connection),
-                }
-            }
         };
         batch.record(outcome);
     }
     // What was not sent by the deadline never will be.
-    batch.record_rest(|| Published::Rejected(not_sent(&connection, deadline)));
+    batch.record_rest(|| Published::Rejected(not_sent(&connection)));
     batch
 }
 
@@ -137,18 +126,16 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
         message,
         target,
         not_before,
-        guarantee,
+        guarantee: _,
     } = entry;
     if let Some(error) = too_large(connection, message) {
         return Step::Ended(Published::Rejected(error));
     }
-    let stored = connection.config.jetstream
-        && (*guarantee == Guarantee::AtLeastOnce || *target != Target::Subject);
-    if !stored {
-        return match (not_before, target) {
-            (None, Target::Subject) => fire(connection, message).await,
-            _ => Step::Ended(Published::Rejected(nothing_stored(message))),
-        };
+    if is_fleeting(entry) {
+        return Step::Ended(fire(connection, message).await);
+    }
+    if !connection.config.jetstream {
+        return Step::Ended(Published::Rejected(nothing_stored(message)));
     }
     let now = connection.clock.now();
     let due = not_before.filter(|due| *due > now);
@@ -195,11 +182,11 @@ fn before_was_no_route(before: Option<&Step>, message: &Message) -> bool {
         && error.context("subject") == Some(message.subject().as_str())
 }
 
-async fn fire(connection: &Connection, message: &Message) -> Step {
+async fn fire(connection: &Connection, message: &Message) -> Published {
     let outbound = outbound(message, message.subject().as_str(), Sending::default());
     match connection.main.send(outbound).await {
-        Ok(()) => Step::Fired,
-        Err(error) => Step::Ended(Published::Rejected(error)),
+        Ok(()) => Published::Accepted(Receipt::new()),
+        Err(error) => Published::Rejected(error),
     }
 }
 
@@ -289,7 +276,7 @@ fn unconfirmed(connection: &Connection) -> Published {
     Published::Unknown(Error::new(ErrorKind::OutcomeUnknown, text))
 }
 
-fn not_sent(connection: &Connection, _deadline: Instant) -> Error {
+fn not_sent(connection: &Connection) -> Error {
     match connection.main.is_connected() {
         true => Error::new(
             ErrorKind::Overloaded,
@@ -303,7 +290,7 @@ fn not_sent(connection: &Connection, _deadline: Instant) -> Error {
 }
 
 fn nothing_stored(message: &Message) -> Error {
-    let text = "core NATS stores nothing, so that nothing can be sent for later or to one subscription; use JetStream";
+    let text = "core NATS stores nothing: no at-least-once event, none for later, none for one subscription; set delivery = \"at_most_once\", or use JetStream";
     Error::new(ErrorKind::Unsupported, text).with_context("subject", message.subject())
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anywire::clock::Sleep;
 use anywire::pattern::publish_subscribe::{Settle, SettleBatch, Settlement};
 use anywire::pattern::{Progress, Tag};
 use anywire::{Error, ErrorKind};
@@ -12,7 +13,7 @@ use bytes::Bytes;
 
 use crate::errors;
 use crate::intake::Shared;
-use crate::link::{Link, Lost, Reply};
+use crate::link::{Handed, Link, Lost, Reply};
 
 const ACK: Bytes = Bytes::from_static(b"+ACK");
 pub(crate) const NAK: Bytes = Bytes::from_static(b"-NAK");
@@ -52,16 +53,20 @@ impl Settle for Shared {
             let reply = confirm.then(|| self.link.expect_now());
             word.reply = reply.as_ref().map(|reply| reply.address().clone());
             let left = match self.link.send_now(word) {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => {
+                Handed::Over(Ok(())) => None,
+                Handed::Over(Err(error)) => {
                     batch.fail(index, error);
                     continue;
                 }
-                Err(word) => Some(word),
+                Handed::Back(word) => Some(word),
             };
-            sent.push((index, reply, left));
+            sent.push(Sent { index, reply, left });
         }
-        Progress::pending(confirm_all(Arc::clone(&self.link), batch, sent))
+        let clock = Arc::clone(&self.connection.clock);
+        // Later the server has given the deliveries to somebody else.
+        let deadline = clock.now() + self.connection.config.ack_wait;
+        let (link, timer) = (Arc::clone(&self.link), clock.sleep_until(deadline));
+        Progress::pending(confirm_all(link, batch, sent, timer))
     }
 }
 
@@ -109,41 +114,65 @@ impl Shared {
     }
 }
 
+/// A word about a delivery that is under way.
+struct Sent {
+    /// Which of the batch it is about.
+    index: usize,
+    /// What the consumer itself answers, where that is wanted.
+    reply: Option<Reply>,
+    /// The word, where there was no room for it.
+    left: Option<Box<OutboundMessage>>,
+}
+
 /// Sends what had no room, and waits until the server has seen it all: each consumer for itself where that is wanted,
 /// else by one round trip.
 async fn confirm_all(
     link: Arc<Link>,
     mut batch: SettleBatch,
-    sent: Vec<(usize, Option<Reply>, Option<OutboundMessage>)>,
+    sent: Vec<Sent>,
+    mut timer: Sleep,
 ) -> SettleBatch {
-    let mut indices = Vec::with_capacity(sent.len());
-    let mut replies = Vec::new();
-    for (index, reply, left) in sent {
-        if let Some(word) = left
-            && let Err(error) = link.send(word).await
-        {
-            batch.fail(index, error);
-            continue;
-        }
-        match reply {
-            Some(reply) => replies.push((index, reply)),
-            None => indices.push(index),
+    let mut unseen = Vec::with_capacity(sent.len());
+    for Sent { index, reply, left } in sent {
+        let confirming = async {
+            if let Some(word) = left {
+                link.send(*word).await?;
+            }
+            match reply {
+                Some(reply) => reply.await.map(|_| true).map_err(Error::from),
+                None => Ok(false),
+            }
+        };
+        let confirmed = tokio::select! {
+            confirmed = confirming => confirmed,
+            () = &mut timer => Err(late()),
+        };
+        match confirmed {
+            Ok(true) => {}
+            Ok(false) => unseen.push(index),
+            Err(error) => batch.fail(index, error),
         }
     }
-    for (index, reply) in replies {
-        if let Err(lost) = reply.await {
-            batch.fail(index, lost.into());
-        }
+    if unseen.is_empty() {
+        return batch;
     }
-    if !indices.is_empty()
-        && let Err(error) = link.echo().await
-    {
-        let kind = error.kind();
-        for index in indices {
-            batch.fail(index, Error::new(kind, error.to_string()));
+    let seen = tokio::select! {
+        seen = link.echo() => seen,
+        () = timer => Err(late()),
+    };
+    if let Err(error) = seen {
+        for index in unseen {
+            batch.fail(index, Error::new(error.kind(), error.to_string()));
         }
     }
     batch
+}
+
+fn late() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the server did not confirm the settlement in time; the delivery may come again",
+    )
 }
 
 fn stale() -> Error {

@@ -13,7 +13,7 @@ use async_nats::{StatusCode, Subject};
 use futures::{FutureExt, StreamExt};
 
 use crate::errors;
-use crate::link::Link;
+use crate::link::{Handed, Link};
 use crate::topology::{Bound, PINNED_GROUP};
 
 /// How long a pull stands.
@@ -96,7 +96,7 @@ impl Source {
             payload: ask.into(),
             headers: None,
         };
-        if !matches!(self.link.send_now(message), Ok(Ok(()))) {
+        if !matches!(self.link.send_now(message), Handed::Over(Ok(()))) {
             return false;
         }
         if self.outstanding == 0 {
@@ -116,7 +116,8 @@ impl Source {
                 return Poll::Ready(Brought::End);
             };
             self.heard = now;
-            let Some(status) = message.status else {
+            // A status may be stored, too; what can be settled is a message.
+            let Some(status) = message.status.filter(|_| address(&message).is_none()) else {
                 self.outstanding = self.outstanding.saturating_sub(1);
                 if self.bound.pinned
                     && let Some(pin) = header(&message, "Nats-Pin-Id")
@@ -179,21 +180,22 @@ impl Source {
         if self.link.is_connected() && self.messages.drain().await.is_ok() {
             let last = async {
                 while let Some(message) = self.messages.next().await {
-                    left.extend(address(message));
+                    left.extend(address(&message));
                 }
             };
             let _ = tokio::time::timeout(LAST_WORDS, last).await;
         }
         while let Some(Some(message)) = self.messages.next().now_or_never() {
-            left.extend(address(message));
+            left.extend(address(&message));
         }
         left
     }
 }
 
-/// Where a message is settled; a status is not.
-fn address(message: async_nats::Message) -> Option<Subject> {
-    message.reply.filter(|_| message.status.is_none())
+/// Where a message is settled. What the server says about a pull cannot be.
+fn address(message: &async_nats::Message) -> Option<Subject> {
+    let reply = message.reply.as_ref();
+    reply.filter(|reply| reply.starts_with("$JS.ACK.")).cloned()
 }
 
 fn header<'a>(message: &'a async_nats::Message, name: &str) -> Option<&'a str> {

@@ -15,7 +15,7 @@ use anywire::pattern::publish_subscribe::{
 use anywire::{Error, ErrorKind, Pattern};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull};
 use async_nats::jetstream::stream::{DiscardPolicy, Placement, RetentionPolicy, StorageType};
-use async_nats::jetstream::{self, ErrorCode, consumer, stream};
+use async_nats::jetstream::{ErrorCode, consumer, stream};
 use futures::future::join_all;
 use parking_lot::Mutex;
 
@@ -530,6 +530,3 @@ fn first_literal(pattern: &Pattern) -> Option<&str> {
     let first = pattern.wildcards().split('.').next()?;
     (!matches!(first, "*" | ">")).then_some(first)
 }
-
-/// The error of the API itself, kept as the source of ours.
-pub(crate) type ApiError = jetstream::Error;

@@ -1,7 +1,7 @@
 //! The adapter, and a client's connection in its roles.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -199,6 +199,9 @@ pub(crate) struct Connection {
     /// Consumes what is stored. It is apart from the other, as a stored message that the client library cannot read ends
     /// its connection, again and again.
     consuming: OnceCell<Arc<Link>>,
+    /// Which connection the other one was when this one was lost the last time.
+    main_epoch: AtomicU64,
+    is_clearing: AtomicBool,
     closed: AtomicBool,
     ends: Mutex<Slab<Weak<dyn End>>>,
 }
@@ -213,6 +216,9 @@ pub(crate) trait End: Send + Sync {
 
     /// The connection to JetStream is another one.
     fn reconnected(&self);
+
+    /// Looks for messages that ended the connection to JetStream, and puts them away.
+    fn clear_hostile(&self) -> BoxFuture<'_, ()>;
 }
 
 /// The state of the connections.
@@ -281,6 +287,8 @@ impl Connection {
             topology,
             health,
             consuming: OnceCell::new(),
+            main_epoch: AtomicU64::new(1),
+            is_clearing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             ends: Mutex::default(),
         }))
@@ -293,7 +301,7 @@ impl Connection {
             let changed = move |event: &Event, again: Again| {
                 told.hear(event, false);
                 if again && let Some(this) = this.upgrade() {
-                    this.ends().iter().for_each(|end| end.reconnected());
+                    this.consume_again();
                 }
             };
             let link = Link::connect(&self.config, &self.transport, "jetstream", changed).await?;
@@ -301,6 +309,22 @@ impl Connection {
             Ok::<_, Error>(Arc::new(link))
         });
         link.await.cloned()
+    }
+
+    /// The connection that consumes was lost and made again.
+    fn consume_again(self: Arc<Self>) {
+        let ends = self.ends();
+        ends.iter().for_each(|end| end.reconnected());
+        let broke_alone =
+            self.main_epoch.swap(self.main.epoch(), Ordering::AcqRel) == self.main.epoch();
+        if broke_alone && !self.is_clearing.swap(true, Ordering::AcqRel) {
+            tokio::spawn(async move {
+                for end in ends {
+                    end.clear_hostile().await;
+                }
+                self.is_clearing.store(false, Ordering::Release);
+            });
+        }
     }
 
     /// # Errors

@@ -154,7 +154,7 @@ pub(crate) fn read(
 }
 
 /// The subject as we know subjects: a token of a foreign program that we would not take is escaped.
-fn legal(subject: &str) -> Subject {
+pub(crate) fn legal(subject: &str) -> Subject {
     if let Ok(subject) = Subject::parse_any(subject) {
         return subject;
     }

@@ -8,7 +8,7 @@ use crate::config::{self, AfterFailure, Config, TransportConfig};
 use crate::handler::Erased;
 use crate::layer::Layer;
 use crate::memory;
-use crate::pattern::publish_subscribe::{Spec, SubscriptionId};
+use crate::pattern::publish_subscribe::{Guarantee, Spec, SubscriptionId};
 use crate::pattern::request_reply::CallSpec;
 use crate::router::{HandlerInfo, HandlerKind, Route};
 use crate::transport::Adapter;
@@ -292,6 +292,8 @@ fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<()
     }
     let later = event.retry.iter().any(|step| step.as_secs_f64() > 1.0);
     if later
+        // At most once, nothing is retried.
+        && event.guarantee == Guarantee::AtLeastOnce
         && event.group.is_some()
         && event.after_failure == AfterFailure::Pass
         && missing(capabilities.delay)

@@ -1,6 +1,6 @@
 //! A behaviour: a test with a name, what it needs, and what it does.
 
-use anywire::{Capabilities, DeliveryCount, OrderScope, Support};
+use anywire::{Capabilities, DeliveryCount, Guarantee, OrderScope, Support};
 use futures::future::BoxFuture;
 
 use crate::{Harness, Test};
@@ -38,6 +38,8 @@ impl Behaviour {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Need {
+    /// What is not settled comes again: events are at least once, by the harness' configuration.
+    AtLeastOnce,
     /// Messages survive without a consumer and across a restart.
     Durable,
     /// Messages do not: what is published before anybody subscribes is gone.
@@ -82,7 +84,8 @@ pub enum Need {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
+        Self::AtLeastOnce,
         Self::Durable,
         Self::NotDurable,
         Self::Groups,
@@ -107,6 +110,7 @@ impl Need {
 
     fn is_met(self, harness: &dyn Harness, declared: &Capabilities) -> bool {
         match self {
+            Self::AtLeastOnce => harness.app_config().guarantee() == Guarantee::AtLeastOnce,
             Self::Durable => declared.durable.is_supported(),
             Self::NotDurable => !declared.durable.is_supported(),
             Self::Groups => declared.groups.is_supported(),
@@ -132,6 +136,7 @@ impl Need {
 
     fn reason(self) -> &'static str {
         match self {
+            Self::AtLeastOnce => "events are at most once",
             Self::Durable => "durable: no",
             Self::NotDurable => "durable: yes",
             Self::Groups => "groups: no",

@@ -178,7 +178,7 @@ fn content_type(message: &Message) -> ContentType {
 }
 
 /// Headers as they are promised: spelling of names and the order across them do not count, the order of values does.
-fn headers(message: &Message) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn headers(message: &Message) -> BTreeMap<String, Vec<String>> {
     let mut headers: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (name, value) in message.headers().iter() {
         let values = headers.entry(name.to_ascii_lowercase()).or_default();

@@ -9,7 +9,8 @@ use anywire::clock::Clock;
 use anywire::pattern::publish_subscribe::{Spec, SubscriptionId};
 use anywire::transport::Transport;
 use anywire::{
-    App, Capabilities, Headers, Message, MessageId, Pattern, Route, Router, RunningApp, Subject,
+    App, Capabilities, Guarantee, Headers, Message, MessageId, Pattern, Route, Router, RunningApp,
+    Subject,
 };
 use parking_lot::Mutex;
 use rand::SeedableRng;
@@ -132,16 +133,24 @@ impl Test {
         format!("{name}-{}", self.0.unique)
     }
 
-    /// A subscription of `group` to the pattern `tail`, with the defaults.
+    /// A subscription of `group` to the pattern `tail`, with the defaults and the harness' own guarantee.
     #[must_use]
     pub fn spec(&self, group: &str, tail: &str) -> Spec {
-        Spec::new(SubscriptionId::new(self.group(group), self.pattern(tail)))
+        let id = SubscriptionId::new(self.group(group), self.pattern(tail));
+        Spec::new(id).with_guarantee(self.guarantee())
+    }
+
+    /// How sure the delivery is by the harness' configuration.
+    #[must_use]
+    pub fn guarantee(&self) -> Guarantee {
+        self.0.harness.app_config().guarantee()
     }
 
     /// A subscription of one instance alone.
     #[must_use]
     pub fn broadcast(&self, tail: &str) -> Spec {
-        Spec::new(SubscriptionId::broadcast(self.pattern(tail)))
+        let id = SubscriptionId::broadcast(self.pattern(tail));
+        Spec::new(id).with_guarantee(self.guarantee())
     }
 
     /// A message with an id of its own and the test's header.
@@ -199,7 +208,8 @@ impl Test {
     pub fn dead_letters(&self, app: &str) -> Spec {
         let subject = Subject::dead_letters(&self.group(app));
         let pattern = Pattern::parse_any(subject.as_str()).expect("a legal pattern");
-        Spec::new(SubscriptionId::new(self.group("reader"), pattern))
+        let id = SubscriptionId::new(self.group("reader"), pattern);
+        Spec::new(id).with_guarantee(self.guarantee())
     }
 
     /// A way for handlers to tell the test what they saw.

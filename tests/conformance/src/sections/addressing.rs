@@ -121,7 +121,9 @@ pub async fn c03_a_leading_wildcard_does_not_meet_reserved_subjects(test: &Test)
         .declare(&Pattern::parse(control.as_str()).expect("a legal pattern"))
         .await;
     let id = SubscriptionId::new(test.group("all"), everything);
-    let mut subscription = client.subscribe(Spec::new(id)).await;
+    let mut subscription = client
+        .subscribe(Spec::new(id).with_guarantee(test.guarantee()))
+        .await;
     client
         .send(test.message("x", "letter").with_subject(reserved))
         .await;

@@ -6,11 +6,11 @@ use crate::behaviour::behaviours;
 use crate::{Ledger, Test};
 
 behaviours! {
-    j01_unacked_deliveries_hold_the_rest_back: [],
-    j02_the_window_is_a_hard_limit: [],
+    j01_unacked_deliveries_hold_the_rest_back: [AtLeastOnce],
+    j02_the_window_is_a_hard_limit: [AtLeastOnce],
     j02_a_pull_brings_no_more_than_was_asked_for: [],
     j04_a_slow_subscriber_does_not_stall_another: [Groups],
-    j08_a_returned_delivery_makes_room_in_the_window: [],
+    j08_a_returned_delivery_makes_room_in_the_window: [AtLeastOnce],
 }
 
 /// With its window full of unacked deliveries a consumer gets no more; after the acks the rest follows.

@@ -14,7 +14,7 @@ behaviours! {
     k01_batches_of_any_size_arrive_whole: [],
     k02_one_bad_entry_fails_alone: [],
     k03_an_empty_batch_does_nothing: [],
-    k05_a_batch_is_settled_entry_by_entry: [],
+    k05_a_batch_is_settled_entry_by_entry: [AtLeastOnce],
     k07_acks_are_flushed_by_close: [],
     k08_a_batch_may_go_to_many_subjects: [],
 }

@@ -8,15 +8,15 @@ use crate::behaviour::behaviours;
 use crate::{Sabotage, Test, assert_intact};
 
 behaviours! {
-    cfg02_a_need_that_the_wire_lacks_stops_the_start: [],
+    cfg02_a_need_that_the_wire_lacks_stops_the_start: [AtLeastOnce],
     cfg03_an_unknown_key_is_an_error_and_tells_the_nearest: [],
     cfg03_a_secret_stays_out_of_errors: [],
     cfg03_an_unknown_scheme_tells_the_known_ones: [],
     cfg04_creating_what_is_there_is_fine: [],
-    cfg04_verifying_what_is_missing_fails: [Groups],
+    cfg04_verifying_what_is_missing_fails: [AtLeastOnce, Groups],
     cfg05_a_bridge_keeps_what_it_carries: [],
     cfg06_a_section_for_another_wire_is_ignored: [],
-    cfg07_operations_beat_code: [],
+    cfg07_operations_beat_code: [AtLeastOnce],
 }
 
 /// Each need, one sentence that names handler, need and transport. Nothing is downgraded in silence.

@@ -13,14 +13,14 @@ use crate::behaviour::behaviours;
 use crate::{Ledger, Sabotage, Test};
 
 behaviours! {
-    n01_an_undecodable_message_is_dead_lettered_with_its_bytes: [],
-    n02_a_dead_letter_carries_its_past: [],
-    n02_dead_letters_wait_for_somebody_to_look: [],
-    n03_an_original_is_kept_while_its_dead_letter_cannot_be_stored: [],
-    n05_a_redriven_dead_letter_reaches_the_subscription_that_failed_it: [Groups],
-    n05_a_copy_for_one_subscription_reaches_no_other: [Groups],
-    n06_a_retry_copy_carries_its_past: [],
-    n07_a_handler_of_dead_letters_makes_no_more_of_them: [],
+    n01_an_undecodable_message_is_dead_lettered_with_its_bytes: [AtLeastOnce],
+    n02_a_dead_letter_carries_its_past: [AtLeastOnce],
+    n02_dead_letters_wait_for_somebody_to_look: [AtLeastOnce],
+    n03_an_original_is_kept_while_its_dead_letter_cannot_be_stored: [AtLeastOnce],
+    n05_a_redriven_dead_letter_reaches_the_subscription_that_failed_it: [AtLeastOnce, Groups],
+    n05_a_copy_for_one_subscription_reaches_no_other: [AtLeastOnce, Groups],
+    n06_a_retry_copy_carries_its_past: [AtLeastOnce],
+    n07_a_handler_of_dead_letters_makes_no_more_of_them: [AtLeastOnce],
 }
 
 /// No attempt is made, its bytes are kept as they came, and the next message is handled.

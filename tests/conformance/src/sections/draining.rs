@@ -12,9 +12,9 @@ use crate::{Test, number};
 behaviours! {
     i01_handlers_finish_and_nothing_new_begins: [],
     i02_a_handler_may_publish_while_the_app_drains: [],
-    i03_what_was_not_begun_is_handled_by_the_next_as_if_for_the_first_time: [],
-    i03_what_waits_for_its_next_attempt_goes_back_and_is_no_dead_letter: [],
-    i04_a_handler_that_does_not_end_is_abandoned_and_its_message_delivered_again: [],
+    i03_what_was_not_begun_is_handled_by_the_next_as_if_for_the_first_time: [AtLeastOnce],
+    i03_what_waits_for_its_next_attempt_goes_back_and_is_no_dead_letter: [AtLeastOnce],
+    i04_a_handler_that_does_not_end_is_abandoned_and_its_message_delivered_again: [AtLeastOnce],
     i09_stopping_an_idle_app_takes_no_time: [],
 }
 

@@ -13,7 +13,7 @@ behaviours! {
     m01_restarts_under_load_lose_nothing: [Broker, Durable],
     m02_a_broker_that_was_away_is_found_again: [Broker, Durable],
     m03_a_cut_network_heals_without_loss: [Broker, Durable],
-    m05_a_frozen_broker_thaws_without_loss: [Broker],
+    m05_a_frozen_broker_thaws_without_loss: [AtLeastOnce, Broker],
     m06_killed_connections_come_back_by_themselves: [Broker, Durable],
     m08_what_vanished_with_the_broker_is_made_again: [Broker, Calls],
     m09_an_app_that_starts_without_a_broker_waits_for_it: [Broker],

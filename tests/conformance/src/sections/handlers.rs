@@ -11,7 +11,7 @@ use crate::behaviour::behaviours;
 use crate::{Sabotage, Teller, Test, number};
 
 behaviours! {
-    t01_each_outcome_is_what_it_says: [],
+    t01_each_outcome_is_what_it_says: [AtLeastOnce],
     t02_layers_run_in_order_on_the_way_in_and_back_on_the_way_out: [],
     t03_two_handlers_of_one_name_or_identity_stop_the_start: [],
     t03_a_subject_for_events_and_for_calls_stops_the_start: [Calls],

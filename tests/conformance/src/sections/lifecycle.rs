@@ -13,15 +13,15 @@ use crate::{Ledger, PUBLISH_TIMEOUT, Test};
 behaviours! {
     h01_close_ends_the_stream_within_a_second: [],
     h02_stopping_one_subscription_leaves_its_siblings: [],
-    h03_a_cancelled_subscription_gives_its_messages_back: [Groups],
+    h03_a_cancelled_subscription_gives_its_messages_back: [AtLeastOnce, Groups],
     h04_stop_returns_while_nobody_reads: [],
     h05_close_may_be_called_again_and_from_everywhere: [],
     h06_everything_after_close_is_a_typed_error: [],
     h08_what_is_cancelled_in_flight_leaks_nothing: [],
-    h09_a_publish_to_a_frozen_broker_is_unknown_at_its_deadline: [Broker],
+    h09_a_publish_to_a_frozen_broker_is_unknown_at_its_deadline: [AtLeastOnce, Broker],
     h10_connecting_to_an_absent_broker_fails_or_waits_and_says_so: [Broker],
-    h11_dropping_without_close_leaves_nothing_behind: [Groups],
-    h13_a_runtime_may_end_under_a_live_transport: [],
+    h11_dropping_without_close_leaves_nothing_behind: [AtLeastOnce, Groups],
+    h13_a_runtime_may_end_under_a_live_transport: [AtLeastOnce],
 }
 
 /// No message is delivered after the close.

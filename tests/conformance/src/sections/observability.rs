@@ -10,10 +10,10 @@ use crate::{Counters, Test};
 
 behaviours! {
     s01_a_trace_goes_on_through_handlers: [],
-    s01_a_redelivered_handler_emits_the_same_ids: [],
-    s02_counters_are_exact: [],
+    s01_a_redelivered_handler_emits_the_same_ids: [AtLeastOnce],
+    s02_counters_are_exact: [AtLeastOnce],
     s02_calls_are_counted: [Calls],
-    s03_no_payload_and_no_header_value_is_in_what_is_printed: [],
+    s03_no_payload_and_no_header_value_is_in_what_is_printed: [AtLeastOnce],
 }
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

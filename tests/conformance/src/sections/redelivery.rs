@@ -11,15 +11,15 @@ use crate::behaviour::behaviours;
 use crate::{Ledger, Test, assert_intact};
 
 behaviours! {
-    e01_returned_messages_come_again: [],
-    e01_a_returned_message_comes_again_to_its_own_subscription: [Groups],
-    e02_repeated_failure_loses_nothing: [Groups],
-    e03_a_tenth_returned_at_random_still_ends_with_all_acked: [Groups],
-    e04_a_consumer_that_restarts_among_returns_loses_nothing: [Groups],
+    e01_returned_messages_come_again: [AtLeastOnce],
+    e01_a_returned_message_comes_again_to_its_own_subscription: [AtLeastOnce, Groups],
+    e02_repeated_failure_loses_nothing: [AtLeastOnce, Groups],
+    e03_a_tenth_returned_at_random_still_ends_with_all_acked: [AtLeastOnce, Groups],
+    e04_a_consumer_that_restarts_among_returns_loses_nothing: [AtLeastOnce, Groups],
     e06_a_delayed_return_comes_in_time_and_not_before: [ReturnAfter],
-    e06_a_delayed_return_is_refused_where_there_is_none: [NoReturnAfter],
+    e06_a_delayed_return_is_refused_where_there_is_none: [AtLeastOnce, NoReturnAfter],
     e08_the_wires_count_of_deliveries_is_right: [DeliveryCount],
-    e12_a_member_that_joins_does_not_lose_what_is_returned: [Groups],
+    e12_a_member_that_joins_does_not_lose_what_is_returned: [AtLeastOnce, Groups],
 }
 
 /// All are received first, then all returned: each comes exactly once more, unchanged.

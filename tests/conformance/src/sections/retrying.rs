@@ -9,14 +9,14 @@ use crate::behaviour::behaviours;
 use crate::{Subscription, Test, number};
 
 behaviours! {
-    e05_a_permanent_failure_is_dead_lettered_at_once: [],
-    e05_a_discarded_message_is_gone: [],
-    e07_a_failing_handler_keeps_to_its_schedule: [],
-    e09_attempts_end_though_nobody_reads_the_dead_letters: [],
-    e10_all_attempts_come_before_the_one_dead_letter: [],
-    e11_a_dead_lettered_message_stays_settled_across_a_restart: [],
-    e13_a_failing_message_does_not_hold_the_others: [],
-    e14_a_failing_message_holds_its_key_where_told_to: [],
+    e05_a_permanent_failure_is_dead_lettered_at_once: [AtLeastOnce],
+    e05_a_discarded_message_is_gone: [AtLeastOnce],
+    e07_a_failing_handler_keeps_to_its_schedule: [AtLeastOnce],
+    e09_attempts_end_though_nobody_reads_the_dead_letters: [AtLeastOnce],
+    e10_all_attempts_come_before_the_one_dead_letter: [AtLeastOnce],
+    e11_a_dead_lettered_message_stays_settled_across_a_restart: [AtLeastOnce],
+    e13_a_failing_message_does_not_hold_the_others: [AtLeastOnce],
+    e14_a_failing_message_holds_its_key_where_told_to: [AtLeastOnce],
     e16_a_long_wait_is_spent_in_the_broker_and_outlives_the_app: [Delay],
 }
 

@@ -8,15 +8,15 @@ use crate::{Ledger, Test, number};
 
 behaviours! {
     d01_an_acked_message_is_gone: [],
-    d02_dropping_a_delivery_does_not_ack_it: [Groups],
-    d03_the_first_settlement_wins_and_later_ones_are_stale: [],
-    d03_a_stale_tag_settles_nothing_else: [ConsumerOrder],
-    d04_a_batch_that_holds_stale_tags_settles_the_rest: [],
+    d02_dropping_a_delivery_does_not_ack_it: [AtLeastOnce, Groups],
+    d03_the_first_settlement_wins_and_later_ones_are_stale: [AtLeastOnce],
+    d03_a_stale_tag_settles_nothing_else: [AtLeastOnce, ConsumerOrder],
+    d04_a_batch_that_holds_stale_tags_settles_the_rest: [AtLeastOnce],
     d05_an_ack_on_a_lost_connection_is_an_error_and_the_message_returns: [Broker, Durable],
-    d06_out_of_order_acks_are_safe: [],
+    d06_out_of_order_acks_are_safe: [AtLeastOnce],
     d08_at_most_once_is_settled_before_it_is_delivered: [Groups],
-    d09_a_window_of_one_stops_and_waits: [],
-    d11_what_a_crashed_consumer_held_goes_to_another: [Groups],
+    d09_a_window_of_one_stops_and_waits: [AtLeastOnce],
+    d11_what_a_crashed_consumer_held_goes_to_another: [AtLeastOnce, Groups],
 }
 
 /// What was acked does not come again, not even to the next consumer of the group.

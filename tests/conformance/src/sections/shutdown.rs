@@ -9,10 +9,10 @@ use crate::{Ledger, Test};
 
 behaviours! {
     i02_what_was_stopped_may_still_be_settled: [],
-    i03_what_was_buffered_goes_back_without_a_penalty: [Groups],
+    i03_what_was_buffered_goes_back_without_a_penalty: [AtLeastOnce, Groups],
     i05_close_returns_within_its_grace_while_the_broker_is_down: [Broker],
     i06_close_during_a_reconnect_ends_it: [Broker],
-    i08_a_rolling_restart_loses_nothing: [Groups],
+    i08_a_rolling_restart_loses_nothing: [AtLeastOnce, Groups],
 }
 
 /// A handler that finishes during the drain acks its message and publishes what it made of it.

@@ -8,10 +8,10 @@ use crate::behaviour::behaviours;
 use crate::{Test, number};
 
 behaviours! {
-    d13_a_delivery_that_is_dropped_comes_again: [],
+    d13_a_delivery_that_is_dropped_comes_again: [AtLeastOnce],
     d14_a_delivery_may_be_put_off: [Delay],
-    d15_a_delivery_may_be_dead_lettered_by_hand_and_sent_back: [],
-    d16_an_undecodable_item_is_an_error_and_a_dead_letter: [],
+    d15_a_delivery_may_be_dead_lettered_by_hand_and_sent_back: [AtLeastOnce],
+    d16_an_undecodable_item_is_an_error_and_a_dead_letter: [AtLeastOnce],
     d17_a_private_copy_leaves_nothing_behind: [],
 }
 

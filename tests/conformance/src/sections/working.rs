@@ -15,8 +15,8 @@ behaviours! {
     f07_keys_run_side_by_side_and_never_two_of_one: [],
     h12_a_messages_token_fires_when_it_is_settled_and_not_when_the_app_stops: [],
     j02_concurrency_is_a_hard_limit: [],
-    j07_a_panic_is_a_failed_attempt_and_no_more: [],
-    j09_a_handler_that_hangs_is_given_up: [],
+    j07_a_panic_is_a_failed_attempt_and_no_more: [AtLeastOnce],
+    j09_a_handler_that_hangs_is_given_up: [AtLeastOnce],
 }
 
 /// How long a handler of these tests works.

@@ -1,0 +1,186 @@
+//! A nats-server of the tests' own, with a proxy before it.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod harness;
+
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anywire_conformance::BrokerControl;
+use anywire_conformance::proxy::{Direction, Proxy};
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long the server may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at a server that starts.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Where the tests find the program `nats-server`. Without it they are skipped, except in CI, where that is a failure.
+pub(crate) fn binary() -> Option<PathBuf> {
+    let found = std::env::var_os("ANYWIRE_TEST_NATS_SERVER").map(PathBuf::from);
+    if found.is_none() {
+        let required = std::env::var_os("CI").is_some();
+        assert!(
+            !required,
+            "CI runs these tests: set ANYWIRE_TEST_NATS_SERVER"
+        );
+        eprintln!(
+            "skipped: no NATS server; `tools/brokers install nats && eval \"$(tools/brokers env nats)\"` gives one"
+        );
+    }
+    found
+}
+
+/// A server on ports and with data of its own. It ends with its value.
+pub(crate) struct Server {
+    binary: PathBuf,
+    arguments: Vec<String>,
+    port: u16,
+    data: TempDir,
+    child: Mutex<Option<Child>>,
+}
+
+impl Server {
+    /// Starts a server with JetStream; `config` is added to its configuration file.
+    pub(crate) fn start(binary: PathBuf, config: &str) -> io::Result<Self> {
+        let data = TempDir::new()?;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
+        let file = data.path().join("server.conf");
+        let store = data.path().join("store");
+        std::fs::write(
+            &file,
+            format!("jetstream {{ store_dir: {store:?} }}\n{config}\n"),
+        )?;
+        let argument = |text: &str| text.to_owned();
+        let server = Self {
+            binary,
+            arguments: vec![
+                argument("--addr"),
+                argument("127.0.0.1"),
+                argument("--port"),
+                port.to_string(),
+                argument("--config"),
+                file.display().to_string(),
+            ],
+            port,
+            data,
+            child: Mutex::default(),
+        };
+        server.launch()?;
+        Ok(server)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}", self.address())
+    }
+
+    /// Starts the program and waits until it greets.
+    pub(crate) fn launch(&self) -> io::Result<()> {
+        let log = std::fs::File::create(self.data.path().join("log"))?;
+        let child = Command::new(&self.binary)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        *self.child.lock() = Some(child);
+        let end = Instant::now() + PATIENCE;
+        while !self.greets() {
+            if Instant::now() > end {
+                return Err(io::Error::other("the server does not start"));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    fn greets(&self) -> bool {
+        let mut greeting = [0; 4];
+        TcpStream::connect(self.address()).is_ok_and(|mut stream| {
+            let timeout = stream.set_read_timeout(Some(Duration::from_secs(1)));
+            timeout.is_ok() && stream.read_exact(&mut greeting).is_ok() && greeting == *b"INFO"
+        })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        let child = self.child.lock();
+        let Some(child) = &*child else {
+            return Err(io::Error::other("the server does not run"));
+        };
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
+    /// Sends a signal that ends the server, and waits for the end.
+    pub(crate) fn end(&self, signal: Signal) -> io::Result<()> {
+        self.signal(signal)?;
+        let child = self.child.lock().take();
+        child.map_or(Ok(()), |mut child| child.wait().map(drop))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.lock().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A server behind a proxy.
+pub(crate) struct Broker {
+    pub(crate) server: Server,
+    pub(crate) proxy: Proxy,
+}
+
+#[async_trait]
+impl BrokerControl for Broker {
+    async fn start(&self) -> io::Result<()> {
+        self.server.launch()
+    }
+
+    async fn stop(&self) -> io::Result<()> {
+        self.server.end(Signal::TERM)
+    }
+
+    async fn kill(&self) -> io::Result<()> {
+        self.server.end(Signal::KILL)
+    }
+
+    async fn freeze(&self) -> io::Result<()> {
+        self.server.signal(Signal::STOP)
+    }
+
+    async fn thaw(&self) -> io::Result<()> {
+        self.server.signal(Signal::CONT)
+    }
+
+    async fn cut(&self) -> io::Result<()> {
+        for direction in Direction::BOTH {
+            self.proxy.blackhole(direction);
+        }
+        Ok(())
+    }
+
+    async fn heal(&self) -> io::Result<()> {
+        self.proxy.heal().await
+    }
+
+    async fn kill_connections(&self) -> io::Result<()> {
+        self.proxy.reset_all();
+        Ok(())
+    }
+}
