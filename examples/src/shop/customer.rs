@@ -239,9 +239,8 @@ impl Patience {
         }
     }
 
-    /// What the shop answers is an answer.
     fn may_pass(&self, error: &Error) -> bool {
-        error.as_remote().is_none() && error.is_retryable() && self.last.lock().elapsed() < PATIENCE
+        error.is_retryable() && self.last.lock().elapsed() < PATIENCE
     }
 }
 
