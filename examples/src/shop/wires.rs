@@ -3,7 +3,6 @@
 use anywire::App;
 
 /// Registers an adapter for each wire that was built in, by a feature of its name. Memory is always there.
-#[must_use]
 pub fn on_all_wires(app: App) -> App {
     #[cfg(feature = "nats")]
     let app = app.adapter(anywire_nats::adapter());
