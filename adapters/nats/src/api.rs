@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anywire::clock::Clock;
 use anywire::{Error, ErrorKind, Pattern};
-use async_nats::StatusCode;
 use async_nats::jetstream::consumer::{IntoConsumerConfig, pull};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, ErrorCode, consumer, stream};
 use async_nats::message::OutboundMessage;
+use async_nats::{StatusCode, Subject};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -180,9 +180,10 @@ impl Api {
             Value::Null => Vec::new(),
             ask => serde_json::to_vec(ask).map_err(|error| unreadable(subject, error))?,
         };
-        let reply = self.link.expect(None);
+        let address = Subject::from(format!("{}.{subject}", self.prefix));
+        let reply = self.link.expect(Some(address.clone()), None);
         let request = OutboundMessage {
-            subject: format!("{}.{subject}", self.prefix).into(),
+            subject: address,
             reply: Some(reply.address().clone()),
             payload: payload.into(),
             headers: None,

@@ -62,9 +62,10 @@ async fn call(
 ) -> Result<Message, Error> {
     let left = deadline.saturating_duration_since(connection.clock.now());
     let request = message.clone().with_deadline(left);
-    let mut reply = connection.main.expect(None);
+    let address = async_nats::Subject::from(message.subject().as_str());
+    let mut reply = connection.main.expect(Some(address.clone()), None);
     let outbound = OutboundMessage {
-        subject: message.subject().as_str().into(),
+        subject: address,
         reply: Some(reply.address().clone()),
         payload: request.payload().clone(),
         headers: wire::headers(&request, Sending::default()),

@@ -16,6 +16,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A silent connection is given up when a third ping finds two unanswered, so within 24 seconds.
 const PING_INTERVAL: Duration = Duration::from_secs(8);
 
+/// The most messages that the client library holds for a subscription. They are taken out at once; where they are not,
+/// it reports each that it drops.
+const LIBRARY_BUFFER: usize = 65_536;
+
 /// What only NATS has.
 ///
 /// ```
@@ -162,7 +166,7 @@ impl NatsConfig {
             .name(format!("{}/{role}", config.app))
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
-            .subscription_capacity(self.buffer)
+            .subscription_capacity(LIBRARY_BUFFER)
             .custom_inbox_prefix(&self.inbox_prefix)
             .require_tls(is_encrypted(config));
         let Tls {

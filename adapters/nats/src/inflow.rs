@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use anywire::{Error, Pattern, Subject};
+use anywire::{Error, ErrorKind, Pattern, Subject};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -63,14 +63,14 @@ impl Inflow {
         }));
         let stop = Arc::new(Notify::new());
         let (filling, stopping) = (Arc::clone(&queue), Arc::clone(&stop));
-        let pattern = pattern.clone();
+        let listening = pattern.clone();
         let mover = tokio::spawn(async move {
             let end = End(filling);
             loop {
                 tokio::select! {
                     message = subscriber.next() => match message {
-                        Some(message) if is_hidden(&pattern, &message.subject) => {}
-                        Some(message) => end.0.lock().push(message, &pattern),
+                        Some(message) if is_hidden(&listening, &message.subject) => {}
+                        Some(message) => end.0.lock().push(message, &listening),
                         None => return,
                     },
                     () = stopping.notified() => {
@@ -86,7 +86,10 @@ impl Inflow {
             stop,
             mover,
         };
-        inflow.link.echo().await?;
+        if inflow.link.was_refused(pattern.wildcards()).await? {
+            let text = "the NATS user may not subscribe to this; see its permissions";
+            return Err(Error::new(ErrorKind::Denied, text).with_context("pattern", pattern));
+        }
         Ok(inflow)
     }
 

@@ -29,6 +29,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How many refused subscriptions are remembered.
+const MOST_REFUSED: usize = 64;
+
 /// A connection. It reconnects by itself, for ever, until it is closed.
 pub(crate) struct Link {
     client: Client,
@@ -47,8 +50,8 @@ struct State {
     closed: AtomicBool,
     /// How many connections there have been: the epoch of what was received on one.
     connects: AtomicU64,
-    /// How many replies came for nobody.
-    stray: AtomicU64,
+    /// The last subscriptions that the server refused us.
+    refused: Mutex<Vec<String>>,
     changed: Changed,
 }
 
@@ -73,6 +76,8 @@ struct Slot {
     nonce: u64,
     answer: Answer,
     permit: Option<OwnedSemaphorePermit>,
+    /// Where the request goes.
+    target: Option<Subject>,
 }
 
 enum Answer {
@@ -89,6 +94,8 @@ pub(crate) enum Lost {
     Disconnected,
     /// The link was closed.
     Closed,
+    /// The server says that we may not publish there.
+    Denied,
 }
 
 impl Link {
@@ -107,7 +114,7 @@ impl Link {
             connected: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             connects: AtomicU64::new(1),
-            stray: AtomicU64::new(0),
+            refused: Mutex::default(),
             changed: Box::new(changed),
         });
         let (told, pausing) = (Arc::clone(&state), Arc::clone(&state));
@@ -190,13 +197,18 @@ impl Link {
         }
     }
 
-    /// An address for one reply. The permit is held until it comes.
-    pub(crate) fn expect(&self, permit: Option<OwnedSemaphorePermit>) -> Reply {
+    /// An address for one reply to what is sent to `target`. The permit is held until it comes.
+    pub(crate) fn expect(
+        &self,
+        target: Option<Subject>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Reply {
         let nonce = rand::rng().random();
         let key = self.state.replies.lock().insert(Slot {
             nonce,
             answer: Answer::Awaited(None),
             permit,
+            target,
         });
         Reply {
             state: Arc::clone(&self.state),
@@ -207,7 +219,7 @@ impl Link {
 
     /// As [`expect`](Self::expect), for what makes no sense later: it fails at once without a connection.
     pub(crate) fn expect_now(&self) -> Reply {
-        let reply = self.expect(None);
+        let reply = self.expect(None, None);
         if !self.is_connected() {
             self.state.lose(reply.key, Lost::Disconnected);
         }
@@ -229,6 +241,14 @@ impl Link {
         };
         self.send(echo).await?;
         reply.await.map(drop).map_err(Error::from)
+    }
+
+    /// Whether the server has refused us a subscription. It says so by the way; what was said is heard after two echoes.
+    pub(crate) async fn was_refused(&self, pattern: &str) -> Result<bool, Error> {
+        self.echo().await?;
+        self.echo().await?;
+        let refused = self.state.refused.lock();
+        Ok(refused.iter().any(|refused| refused == pattern))
     }
 
     /// Ends the connection, now or as soon as an attempt to connect is over.
@@ -298,12 +318,28 @@ impl State {
                 self.lose_all(Lost::Disconnected);
             }
             Event::SlowConsumer(_) => metrics::counter!("anywire.nats.dropped").increment(1),
-            Event::LameDuckMode
-            | Event::Draining
-            | Event::ServerError(_)
-            | Event::ClientError(_) => {}
+            Event::ServerError(error) => self.note_violation(&error.to_string()),
+            Event::LameDuckMode | Event::Draining | Event::ClientError(_) => {}
         }
         (self.changed)(event, again);
+    }
+
+    /// Notes a missing permission. The server tells it in words alone, with the subject between quotes.
+    fn note_violation(&self, text: &str) {
+        let Some(subject) = text.split('"').nth(1) else {
+            return;
+        };
+        if text.contains("Permissions Violation for Publish") {
+            for (_, slot) in &mut *self.replies.lock() {
+                if slot.target.as_deref() == Some(subject) {
+                    slot.lose(Lost::Denied);
+                }
+            }
+        } else if text.contains("Permissions Violation for Subscription") {
+            let mut refused = self.refused.lock();
+            refused.truncate(MOST_REFUSED - 1);
+            refused.insert(0, subject.to_owned());
+        }
     }
 
     /// The client has no way to be told to stop reconnecting, but for this: its task ends here, without a word, as nobody
@@ -327,7 +363,6 @@ impl State {
         });
         let Some(slot) = slot else {
             drop(replies);
-            self.stray.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("anywire.nats.stray_replies").increment(1);
             return;
         };
@@ -418,6 +453,10 @@ impl From<Lost> for Error {
                 "the connection to the NATS server was lost; it is being made again",
             ),
             Lost::Closed => errors::closed(),
+            Lost::Denied => Self::new(
+                ErrorKind::Denied,
+                "the NATS user may not publish there; see its permissions",
+            ),
         }
     }
 }

@@ -164,8 +164,10 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
     let Ok(permit) = Arc::clone(&connection.in_flight).acquire_owned().await else {
         return Step::Ended(Published::Rejected(errors::closed()));
     };
-    let reply = connection.main.expect(Some(permit));
     let mut outbound = outbound(message, &address, sending);
+    let reply = connection
+        .main
+        .expect(Some(outbound.subject.clone()), Some(permit));
     outbound.reply = Some(reply.address().clone());
     match connection.main.send(outbound).await {
         Ok(()) => Step::Stored(reply),
@@ -217,6 +219,10 @@ fn confirmed(
         Ok(answer) => answer,
         Err(Lost::Disconnected) => return Published::Unknown(Lost::Disconnected.into()),
         Err(Lost::Closed) => return Published::Unknown(errors::closed()),
+        Err(Lost::Denied) => {
+            let error = Error::from(Lost::Denied);
+            return Published::Rejected(error.with_context("subject", message.subject()));
+        }
     };
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         connection.coverage.forget();

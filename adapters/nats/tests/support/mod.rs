@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod harness;
+pub(crate) mod trials;
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -22,20 +23,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at a server that starts.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Where the tests find the program `nats-server`. Without it they are skipped, except in CI, where that is a failure.
-pub(crate) fn binary() -> Option<PathBuf> {
-    let found = std::env::var_os("ANYWIRE_TEST_NATS_SERVER").map(PathBuf::from);
-    if found.is_none() {
-        let required = std::env::var_os("CI").is_some();
-        assert!(
-            !required,
-            "CI runs these tests: set ANYWIRE_TEST_NATS_SERVER"
-        );
-        eprintln!(
-            "skipped: no NATS server; `tools/brokers install nats && eval \"$(tools/brokers env nats)\"` gives one"
-        );
+/// The variable that names the program `nats-server`.
+const BINARY: &str = "ANYWIRE_TEST_NATS_SERVER";
+
+/// Why there is no server to test with, if there is none. In CI that is a failure.
+pub(crate) fn missing() -> Option<&'static str> {
+    if std::env::var_os(BINARY).is_some() {
+        return None;
     }
-    found
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI runs these tests: set {BINARY}"
+    );
+    Some("no server: tools/brokers install nats && eval \"$(tools/brokers env nats)\"")
 }
 
 /// A server on ports and with data of its own. It ends with its value.
@@ -49,7 +49,9 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a server with JetStream; `config` is added to its configuration file.
-    pub(crate) fn start(binary: PathBuf, config: &str) -> io::Result<Self> {
+    pub(crate) fn start(config: &str) -> io::Result<Self> {
+        let binary = std::env::var_os(BINARY).map(PathBuf::from);
+        let binary = binary.ok_or_else(|| io::Error::other("there is no server"))?;
         let data = TempDir::new()?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?

@@ -27,8 +27,9 @@ pub async fn k01_batches_of_any_size_arrive_whole(test: &Test) {
         let messages = test.messages("events", size);
         client.send_all(&messages).await;
         let mut ledger = Ledger::of(&messages);
-        while ledger.missing() > 0 {
-            subscription.receive_one(&mut ledger).await;
+        for delivery in subscription.take(size).await {
+            ledger.receive(&delivery.message);
+            delivery.ack().await;
         }
         ledger.balance(0);
     }
