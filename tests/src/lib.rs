@@ -24,6 +24,12 @@ pub mod testing {}
 #[doc = include_str!("../../docs/beside-axum.md")]
 pub mod beside_axum {}
 
+#[doc = include_str!("../../docs/running-on-nats.md")]
+pub mod running_on_nats {}
+
+#[doc = include_str!("../../docs/wire.md")]
+pub mod wire {}
+
 #[doc = include_str!("../../docs/writing-an-adapter.md")]
 pub mod writing_an_adapter {}
 
