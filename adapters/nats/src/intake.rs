@@ -1,25 +1,24 @@
 //! A JetStream subscription: its consumers' messages, merged, with a window of its own.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use anywire::Error;
 use anywire::clock::Sleep;
 use anywire::pattern::publish_subscribe::{Incoming, Received, Settle, Spec};
-use anywire::pattern::{Batch, PullResult, Pulled, Tag};
-use anywire::{Error, Message};
+use anywire::pattern::{Batch, PullResult, Pulled};
 use async_nats::Subject;
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::hostile;
+use crate::ledger::{Arrived, Ledger, Told};
 use crate::link::Link;
 use crate::settle::{self, NAK};
 use crate::source::{Brought, SILENCE, Source};
@@ -65,36 +64,6 @@ pub(crate) struct Shared {
     tie: usize,
 }
 
-/// What is ours at the moment.
-pub(crate) struct Ledger {
-    /// Delivered and not settled.
-    held: Slab<Held>,
-    /// Received and not delivered.
-    ready: VecDeque<Arrived>,
-    /// For each source, how many of its messages are held or ready.
-    counts: Vec<usize>,
-    /// Numbers the deliveries, so that a used slot is another.
-    serial: u64,
-    closed: bool,
-    waker: Option<Waker>,
-}
-
-/// A message that has come.
-#[derive(Debug)]
-pub(crate) struct Arrived {
-    pub(crate) message: Message,
-    pub(crate) address: Subject,
-    source: usize,
-    since: Instant,
-    deliveries: u32,
-    sequence: u64,
-}
-
-struct Held {
-    serial: u64,
-    arrived: Arrived,
-}
-
 impl Intake {
     pub(crate) async fn open(connection: &Arc<Connection>, spec: &Spec) -> Result<Self, Error> {
         let link = connection.consuming().await?;
@@ -108,14 +77,7 @@ impl Intake {
             let pull = topology.api.pull_subject(&bound.stream, &bound.consumer);
             sources.push(Source::open(&link, bound, pull, now).await?);
         }
-        let ledger = Ledger {
-            held: Slab::new(),
-            ready: VecDeque::new(),
-            counts: vec![0; sources.len()],
-            serial: 0,
-            closed: false,
-            waker: None,
-        };
+        let count = sources.len();
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             tie: connection.tie(Weak::clone(this) as Weak<dyn End>),
             connection: Arc::clone(connection),
@@ -123,7 +85,7 @@ impl Intake {
             spec: spec.clone(),
             private_name,
             sources: Mutex::new(sources),
-            ledger: Mutex::new(ledger),
+            ledger: Mutex::new(Ledger::new(count)),
         });
         // A close that came between the check and the tie ended everybody but us.
         connection.check_open()?;
@@ -251,7 +213,7 @@ impl Incoming for Intake {
         batch: &mut Batch<Received>,
     ) -> Poll<PullResult> {
         let now = self.shared.connection.clock.now();
-        if !self.shared.watch(cx) {
+        if !self.shared.ledger.lock().watch(cx) {
             return Poll::Ready(Ok(Pulled::End));
         }
         self.follow_reconnect(now);
@@ -286,19 +248,6 @@ impl Drop for Intake {
 }
 
 impl Shared {
-    /// Notes who pulls; `false` once it is closed.
-    fn watch(&self, cx: &Context<'_>) -> bool {
-        let mut ledger = self.ledger.lock();
-        let same = ledger
-            .waker
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(cx.waker()));
-        if !same {
-            ledger.waker = Some(cx.waker().clone());
-        }
-        !ledger.closed
-    }
-
     /// Takes a message in; or gives back where it is returned to, and how, when its time has not come.
     fn take_in(
         &self,
@@ -320,9 +269,7 @@ impl Shared {
             let wait = due.duration_since(clock.wall()).unwrap_or_default();
             return Some((address, settle::nak_after(wait)));
         }
-        let mut ledger = self.ledger.lock();
-        ledger.counts[source] += 1;
-        ledger.ready.push_back(Arrived {
+        self.ledger.lock().take_in(Arrived {
             message: read.message,
             address,
             source,
@@ -339,7 +286,6 @@ impl Shared {
     /// `false` says that the client has no room for a request now.
     fn ask(&self, wanted: usize, now: Instant) -> bool {
         let mut sources = self.sources.lock();
-        let counts = self.ledger.lock().counts.clone();
         let streams = if self.spec.subscription.group.is_some() {
             // The last source brings the copies.
             sources.len().saturating_sub(1)
@@ -353,7 +299,7 @@ impl Shared {
                 true => window / streams,
                 false => window / RETRY_SHARE,
             };
-            let count = counts.get(at).copied().unwrap_or_default();
+            let count = self.ledger.lock().count(at);
             let room = share.max(1).saturating_sub(count).min(wanted);
             let room = room.saturating_sub(source.outstanding());
             // Asked for again when half of it has come, so that more is on its way while the rest is handled.
@@ -368,20 +314,9 @@ impl Shared {
     /// Delivers what is ready, as far as batch and window allow; tells whether the batch holds anything.
     fn deliver(&self, batch: &mut Batch<Received>) -> bool {
         let mut ledger = self.ledger.lock();
-        while batch.room() > 0 && ledger.held.len() < self.spec.window {
-            let Some(arrived) = ledger.ready.pop_front() else {
-                break;
-            };
-            ledger.serial += 1;
-            let serial = ledger.serial;
-            let (message, deliveries) = (arrived.message.clone(), arrived.deliveries);
-            let slot = ledger.held.insert(Held { serial, arrived });
-            let tag = Tag {
-                slot: slot as u64,
-                epoch: serial,
-            };
-            let mut received = Received::new(message, tag);
-            received.deliveries = Some(deliveries);
+        while batch.room() > 0
+            && let Some(received) = ledger.deliver(self.spec.window)
+        {
             batch.push(received);
         }
         !batch.is_empty()
@@ -454,9 +389,9 @@ impl Shared {
     /// Marks the end, and gives the addresses of what is not to be kept.
     fn close_ledger(&self, all: bool) -> Vec<Subject> {
         let mut ledger = self.ledger.lock();
-        ledger.closed = true;
+        ledger.close();
         let left = ledger.give_back(all);
-        let waker = ledger.waker.take();
+        let waker = ledger.take_waker();
         drop(ledger);
         if let Some(waker) = waker {
             waker.wake();
@@ -485,7 +420,7 @@ impl End for Shared {
         // Tags die with their connection. What they named is returned, or it would wait for its time to run out.
         let mut ledger = self.ledger.lock();
         let left = ledger.give_back(true);
-        let waker = ledger.waker.take();
+        let waker = ledger.take_waker();
         drop(ledger);
         for address in left {
             settle::send(&self.link, address, NAK);
@@ -524,109 +459,5 @@ impl fmt::Debug for Shared {
         f.debug_struct("JetStreamSubscription")
             .field("subscription", &self.spec.subscription)
             .finish_non_exhaustive()
-    }
-}
-
-impl Ledger {
-    /// Takes a delivery out, if the tag names one.
-    pub(crate) fn settle(&mut self, tag: Tag) -> Option<Arrived> {
-        let slot = usize::try_from(tag.slot).ok()?;
-        if self.held.get(slot)?.serial != tag.epoch {
-            return None;
-        }
-        let held = self.held.try_remove(slot)?;
-        self.counts[held.arrived.source] -= 1;
-        Some(held.arrived)
-    }
-
-    pub(crate) fn holds(&self, tag: Tag) -> bool {
-        let slot = usize::try_from(tag.slot).ok();
-        let held = slot.and_then(|slot| self.held.get(slot));
-        held.is_some_and(|held| held.serial == tag.epoch)
-    }
-
-    /// Puts a delivery back among those that wait, where it was in the stream.
-    pub(crate) fn put_back(&mut self, mut arrived: Arrived) {
-        arrived.deliveries = arrived.deliveries.saturating_add(1);
-        self.counts[arrived.source] += 1;
-        let same_stream =
-            |other: &Arrived| other.source != arrived.source || other.sequence < arrived.sequence;
-        let at = self.ready.iter().position(|other| !same_stream(other));
-        let at = at.unwrap_or(self.ready.len());
-        self.ready.insert(at, arrived);
-    }
-
-    /// The task to wake, as there is room or news.
-    pub(crate) fn take_waker(&mut self) -> Option<Waker> {
-        self.waker.take()
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed
-    }
-
-    /// Lets go of what is ready, and with `all` of what is held; gives where it is returned to, in order.
-    fn give_back(&mut self, all: bool) -> Vec<Subject> {
-        let mut left: Vec<Arrived> = self.ready.drain(..).collect();
-        if all {
-            left.extend(self.held.drain().map(|held| held.arrived));
-        }
-        left.sort_by_key(|arrived| (arrived.source, arrived.sequence));
-        for arrived in &left {
-            self.counts[arrived.source] -= 1;
-        }
-        left.into_iter().map(|arrived| arrived.address).collect()
-    }
-
-    fn older_than(&self, before: Instant) -> Vec<Subject> {
-        let held = self.held.iter().map(|(_, held)| &held.arrived);
-        let old = held
-            .chain(&self.ready)
-            .filter(|arrived| arrived.since <= before);
-        old.map(|arrived| arrived.address.clone()).collect()
-    }
-}
-
-/// What the address of a delivery tells about it: `$JS.ACK[.domain.account].stream.consumer.deliveries.sequence.....time.left`.
-struct Told {
-    deliveries: u32,
-    sequence: u64,
-    time: Option<SystemTime>,
-}
-
-impl Told {
-    fn read(address: &str) -> Self {
-        let tokens = address.split('.').count();
-        let mut fields = address.split('.').skip(if tokens > 9 { 6 } else { 4 });
-        let mut number = || fields.next().and_then(|token| token.parse::<u64>().ok());
-        let deliveries = number().and_then(|count| u32::try_from(count).ok());
-        let sequence = number();
-        let _of_consumer = number();
-        let time = number().and_then(|nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)));
-        Self {
-            deliveries: deliveries.unwrap_or(1),
-            sequence: sequence.unwrap_or_default(),
-            time,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn the_address_of_a_delivery_tells_about_it() {
-        let time = Duration::from_nanos(1_763_000_000_000_000_001);
-        for address in [
-            "$JS.ACK.S.C.3.17.9.1763000000000000001.4",
-            "$JS.ACK.hub.ACC.S.C.3.17.9.1763000000000000001.4.token",
-        ] {
-            let told = Told::read(address);
-            assert_eq!((told.deliveries, told.sequence), (3, 17), "{address}");
-            assert_eq!(told.time.unwrap().duration_since(UNIX_EPOCH).unwrap(), time);
-        }
     }
 }

@@ -11,6 +11,7 @@ mod hostile;
 mod inflow;
 mod intake;
 mod lease;
+mod ledger;
 mod link;
 mod names;
 mod publisher;
