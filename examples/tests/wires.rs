@@ -1,16 +1,16 @@
 //! The shop on every wire that the programs were built with: the same orders give the same summary, whatever carries them
 //! and whatever happens on the way.
-#![cfg(all(unix, feature = "nats"))]
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use anywire_tests::outside::{self, Test};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -18,22 +18,35 @@ const SAMPLE: &[u8] = include_bytes!("../data/orders.jsonl");
 /// How long a service may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-#[test]
+fn main() -> ExitCode {
+    let tests: [Test; 4] = [
+        (
+            "the_summary_is_the_same_on_memory_and_on_jetstream",
+            the_summary_is_the_same_on_memory_and_on_jetstream,
+        ),
+        (
+            "two_services_share_the_work_of_a_customer_elsewhere",
+            two_services_share_the_work_of_a_customer_elsewhere,
+        ),
+        (
+            "what_dies_in_the_middle_loses_no_order",
+            what_dies_in_the_middle_loses_no_order,
+        ),
+        ("core_nats_is_refused", core_nats_is_refused),
+    ];
+    outside::run(&["ANYWIRE_TEST_NATS_SERVER"], &tests)
+}
+
 fn the_summary_is_the_same_on_memory_and_on_jetstream() {
-    let Some(broker) = Broker::start() else {
-        return;
-    };
+    let broker = Broker::start();
     assert_eq!(
         balanced(Program::start(&broker.url, &[]).output()),
         on_memory()
     );
 }
 
-#[test]
 fn two_services_share_the_work_of_a_customer_elsewhere() {
-    let Some(broker) = Broker::start() else {
-        return;
-    };
+    let broker = Broker::start();
     let logs = ["one", "other"].map(|name| broker.home.path().join(name));
     let services = logs.each_ref().map(|log| Program::serve(&broker.url, log));
     broker.wait_for_a_shop();
@@ -50,11 +63,8 @@ fn two_services_share_the_work_of_a_customer_elsewhere() {
     }
 }
 
-#[test]
 fn what_dies_in_the_middle_loses_no_order() {
-    let Some(broker) = Broker::start() else {
-        return;
-    };
+    let broker = Broker::start();
     let log = broker.home.path().join("shop");
     let serve = || Program::serve(&broker.url, &log);
     let mut service = serve();
@@ -86,11 +96,8 @@ fn what_dies_in_the_middle_loses_no_order() {
 }
 
 /// Core NATS keeps nothing, so that an order could get lost. The shop does not start on it.
-#[test]
 fn core_nats_is_refused() {
-    let Some(broker) = Broker::start() else {
-        return;
-    };
+    let broker = Broker::start();
     let mut shop = Program::command(&broker.url, &["serve"]);
     shop.env("ANYWIRE__TRANSPORTS__MAIN__NATS__JETSTREAM", "false");
     shop.env("ANYWIRE__DEFAULTS__RETRY", "[]");
@@ -187,17 +194,7 @@ struct Broker {
 }
 
 impl Broker {
-    /// `None` where no server is installed, which is a failure in CI.
-    fn start() -> Option<Self> {
-        if std::env::var_os("ANYWIRE_TEST_NATS_SERVER").is_none() {
-            let required = std::env::var_os("CI").is_some();
-            assert!(
-                !required,
-                "CI runs these tests: set ANYWIRE_TEST_NATS_SERVER"
-            );
-            eprintln!("skipped: no NATS server; `eval \"$(tools/brokers env nats)\"` names one");
-            return None;
-        }
+    fn start() -> Self {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -207,7 +204,7 @@ impl Broker {
             url: format!("nats://127.0.0.1:{port}"),
         };
         broker.tool("start");
-        Some(broker)
+        broker
     }
 
     #[track_caller]

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anywire::{
     App, Client, Context, ErrorKind, Failure, HandlerError, Headers, Message, MessageId, Param,
     Router,
 };
+use anywire_tests::outside;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -17,6 +18,8 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+/// A server's address, and a Python with the client library.
+const NEEDS: [&str; 2] = ["ANYWIRE_TEST_NATS_URL", "ANYWIRE_TEST_PYTHON"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Deserialize)]
@@ -41,11 +44,18 @@ struct Seen {
     id: Option<MessageId>,
 }
 
-#[tokio::test]
+fn main() -> ExitCode {
+    outside::run(
+        &NEEDS,
+        &[("a_foreign_program_takes_part", || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(a_foreign_program_takes_part());
+        })],
+    )
+}
+
 async fn a_foreign_program_takes_part() {
-    let Some((url, python)) = surroundings() else {
-        return;
-    };
+    let [url, python] = NEEDS.map(|name| std::env::var(name).unwrap());
     let token = format!("foreign-{}", MessageId::random());
     let (saw, mut seen) = mpsc::unbounded_channel();
     let service = service(&token, saw);
@@ -148,23 +158,6 @@ fn service(token: &str, saw: mpsc::UnboundedSender<Seen>) -> Router {
     Router::new()
         .on_event(&format!("{token}.{{region}}.placed"), placed)
         .on_call(&format!("{token}.quote"), quote)
-}
-
-/// The address of a server and a Python with the client library. Without them the test is skipped, except in CI, where that
-/// is a failure.
-fn surroundings() -> Option<(String, String)> {
-    let url = std::env::var("ANYWIRE_TEST_NATS_URL");
-    let python = std::env::var("ANYWIRE_TEST_PYTHON");
-    if let (Ok(url), Ok(python)) = (url, python) {
-        return Some((url, python));
-    }
-    let required = std::env::var_os("CI").is_some();
-    assert!(
-        !required,
-        "CI runs this test: set ANYWIRE_TEST_NATS_URL and ANYWIRE_TEST_PYTHON"
-    );
-    eprintln!("skipped: no NATS server, or no Python with its client; `tools/test` has both");
-    None
 }
 
 struct Foreign {

@@ -26,17 +26,28 @@ nats_has_go() {
 }
 
 nats_install() {
+    if ! nats_has_go && nats_has_apt && (($(nats_minor_of_apt) >= 21)); then
+        apt-get install -qq --no-install-recommends golang-go
+    fi
     if nats_has_go; then
         echo "nats: building nats-server $nats_version, which takes a minute"
         GOTOOLCHAIN=auto GOFLAGS='' GOBIN="$(home nats)/$nats_version" \
             go install "github.com/nats-io/nats-server/v2@v$nats_version"
-    elif ((EUID == 0)) && command -v apt-get >/dev/null; then
-        apt-get update -qq
+    elif nats_has_apt; then
         apt-get install -qq --no-install-recommends nats-server
-        echo "nats: $(/usr/sbin/nats-server --version) from the distribution; tested is $nats_version, which takes Go 1.21 or newer"
+        complain "nats: the server is the distribution's, $(/usr/sbin/nats-server --version); what is tested is $nats_version, which takes Go 1.21 or newer"
     else
-        die "nats needs Go 1.21 or newer, which builds its server; install it, or the package nats-server (older) as root, and come again"
+        die "nats: Go 1.21 or newer is needed to build its server; install that, or as root the package nats-server, and come again"
     fi
+}
+
+nats_has_apt() { ((EUID == 0)) && command -v apt-get >/dev/null && apt-get update -qq; }
+
+# The minor version of the Go that the distribution has.
+nats_minor_of_apt() {
+    local minor
+    minor=$(LC_ALL=C apt-cache policy golang-go | sed -n 's/^ *Candidate: .*:1\.\([0-9]*\).*/\1/p')
+    echo "${minor:-0}"
 }
 
 nats_run() {
