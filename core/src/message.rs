@@ -417,7 +417,7 @@ fn parse_hex(text: &str) -> Option<[u8; 16]> {
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Repr::Ours(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+            Repr::Ours(bytes) => write!(f, "{:032x}", u128::from_be_bytes(*bytes)),
             Repr::Foreign(text) => f.write_str(text),
         }
     }

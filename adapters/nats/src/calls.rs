@@ -46,29 +46,30 @@ impl Requester for NatsRequester {
         if let Some(error) = too_large(&connection, &message) {
             return Progress::Done(Err(error));
         }
+        let message = match message.deadline() {
+            Some(_) => message,
+            None => {
+                let left = deadline.saturating_duration_since(connection.clock.now());
+                message.with_deadline(left)
+            }
+        };
         Progress::pending(async move {
             tokio::select! {
-                answer = call(&connection, &message, deadline) => answer,
+                answer = call(&connection, &message) => answer,
                 () = connection.clock.sleep_until(deadline) => Err(late(&message)),
             }
         })
     }
 }
 
-async fn call(
-    connection: &Connection,
-    message: &Message,
-    deadline: Instant,
-) -> Result<Message, Error> {
-    let left = deadline.saturating_duration_since(connection.clock.now());
-    let request = message.clone().with_deadline(left);
-    let address = async_nats::Subject::from(message.subject().as_str());
+async fn call(connection: &Connection, message: &Message) -> Result<Message, Error> {
+    let address = connection.main.subject(message.subject().as_str());
     let mut reply = connection.main.expect(Some(address.clone()), None);
     let outbound = OutboundMessage {
         subject: address,
         reply: Some(reply.address().clone()),
-        payload: request.payload().clone(),
-        headers: wire::headers(&request, Sending::default()),
+        payload: message.payload().clone(),
+        headers: wire::headers(message, Sending::default()),
     };
     connection.main.send(outbound).await?;
     loop {

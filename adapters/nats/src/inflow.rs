@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anywire::{Error, ErrorKind, Pattern, Subject};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -23,6 +23,8 @@ use crate::link::Link;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Between two lines of log about dropped messages.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
+/// How many messages are moved under one lock.
+const AT_ONCE: usize = 64;
 
 /// What comes in on a pattern.
 pub(crate) struct Inflow {
@@ -73,8 +75,7 @@ impl Inflow {
             loop {
                 tokio::select! {
                     message = subscriber.next() => match message {
-                        Some(message) if is_hidden(&listening, &message.subject) => {}
-                        Some(message) => end.0.lock().push(message, &listening),
+                        Some(message) => end.0.lock().take_in(message, &mut subscriber, &listening),
                         None => return,
                     },
                     () = stopping.notified() => {
@@ -164,7 +165,29 @@ impl Drop for End {
 }
 
 impl Queue {
+    /// Takes a message, and those that came with it: who waits is woken once for all of them.
+    fn take_in(
+        &mut self,
+        first: async_nats::Message,
+        subscriber: &mut async_nats::Subscriber,
+        pattern: &Pattern,
+    ) {
+        self.push(first, pattern);
+        for _ in 1..AT_ONCE {
+            let Some(Some(message)) = subscriber.next().now_or_never() else {
+                break;
+            };
+            self.push(message, pattern);
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     fn push(&mut self, message: async_nats::Message, pattern: &Pattern) {
+        if is_hidden(pattern, &message.subject) {
+            return;
+        }
         if self.messages.len() < self.bound && self.bytes < MOST_BYTES {
             self.bytes += message.length;
             self.messages.push_back(message);
@@ -172,9 +195,6 @@ impl Queue {
             self.dropped += 1;
             metrics::counter!("anywire.nats.dropped").increment(1);
             self.report(pattern);
-        }
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
         }
     }
 

@@ -356,7 +356,8 @@ impl Shared {
             let count = counts.get(at).copied().unwrap_or_default();
             let room = share.max(1).saturating_sub(count).min(wanted);
             let room = room.saturating_sub(source.outstanding());
-            let enough = source.outstanding() == 0 || room >= share.div_ceil(2);
+            // Asked for again when half of it has come, so that more is on its way while the rest is handled.
+            let enough = source.outstanding() == 0 || room >= share.min(wanted).div_ceil(2);
             if room > 0 && enough {
                 sent &= source.ask(room, now);
             }

@@ -43,6 +43,8 @@ pub(crate) struct Link {
     sink: Mutex<Client>,
     /// What the addresses of our inbox begin with, dot included.
     inbox: String,
+    /// What was published to last.
+    subject: Mutex<Subject>,
     state: Arc<State>,
     listener: JoinHandle<()>,
 }
@@ -161,6 +163,7 @@ impl Link {
             sink: Mutex::new(client.clone()),
             client,
             inbox,
+            subject: Mutex::new(Subject::from_static("")),
             state,
             listener,
         };
@@ -176,6 +179,15 @@ impl Link {
     /// Which connection this is; it grows with each reconnect.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.connects.load(Ordering::Acquire)
+    }
+
+    /// The subject as the client takes it. One that was used last is shared, not copied.
+    pub(crate) fn subject(&self, text: &str) -> Subject {
+        let mut last = self.subject.lock();
+        if last.as_str() != text {
+            *last = text.into();
+        }
+        last.clone()
     }
 
     /// Whether there is a connection now. What is sent without one waits in the client's queue and is sent on the next: an

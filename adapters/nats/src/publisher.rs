@@ -56,11 +56,7 @@ fn fire_now(connection: &Connection, entry: &Entry) -> Option<Published> {
     if let Some(error) = too_large(connection, &entry.message) {
         return Some(Published::Rejected(error));
     }
-    let message = outbound(
-        &entry.message,
-        entry.message.subject().as_str(),
-        Sending::default(),
-    );
+    let message = outbound(connection, &entry.message, Sending::default());
     match connection.main.send_now(message) {
         Handed::Over(Ok(())) => Some(Published::Accepted(Receipt::new())),
         Handed::Over(Err(error)) => Some(Published::Rejected(error)),
@@ -151,24 +147,26 @@ async fn send(connection: &Connection, entry: &Entry, before: Option<&Step>) -> 
             .check(message.subject(), before_was_no_route(before, message))
             .await
         {
-            Ok(()) => message.subject().to_string(),
+            Ok(()) => connection.main.subject(message.subject().as_str()),
             Err(error) => return Step::Ended(Published::Rejected(error)),
         },
         Target::Subscription(subscription) => {
             if let Err(error) = connection.coverage.check_subscription(subscription).await {
                 return Step::Ended(Published::Rejected(error));
             }
-            names::retry_subject(&names::subscription(subscription))
+            names::retry_subject(&names::subscription(subscription)).into()
         }
     };
     let Ok(permit) = Arc::clone(&connection.in_flight).acquire_owned().await else {
         return Step::Ended(Published::Rejected(errors::closed()));
     };
-    let mut outbound = outbound(message, &address, sending);
-    let reply = connection
-        .main
-        .expect(Some(outbound.subject.clone()), Some(permit));
-    outbound.reply = Some(reply.address().clone());
+    let reply = connection.main.expect(Some(address.clone()), Some(permit));
+    let outbound = OutboundMessage {
+        subject: address,
+        reply: Some(reply.address().clone()),
+        payload: message.payload().clone(),
+        headers: wire::headers(message, sending),
+    };
     match connection.main.send(outbound).await {
         Ok(()) => Step::Stored(reply),
         Err(error) => Step::Ended(Published::Rejected(error)),
@@ -185,16 +183,16 @@ fn before_was_no_route(before: Option<&Step>, message: &Message) -> bool {
 }
 
 async fn fire(connection: &Connection, message: &Message) -> Published {
-    let outbound = outbound(message, message.subject().as_str(), Sending::default());
+    let outbound = outbound(connection, message, Sending::default());
     match connection.main.send(outbound).await {
         Ok(()) => Published::Accepted(Receipt::new()),
         Err(error) => Published::Rejected(error),
     }
 }
 
-fn outbound(message: &Message, subject: &str, sending: Sending<'_>) -> OutboundMessage {
+fn outbound(connection: &Connection, message: &Message, sending: Sending<'_>) -> OutboundMessage {
     OutboundMessage {
-        subject: subject.into(),
+        subject: connection.main.subject(message.subject().as_str()),
         reply: None,
         payload: message.payload().clone(),
         headers: wire::headers(message, sending),

@@ -80,7 +80,10 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<HeaderM
         put(&mut headers, wire::SUBJECT, subject.as_str());
     }
     if let Some(due) = sending.due {
-        headers.insert(header_name(wire::DUE), header_value(&millis(due)));
+        headers.insert(
+            HeaderName::from_static(wire::DUE),
+            header_value(&millis(due)),
+        );
     }
     for (name, value) in message.headers().iter() {
         let name = if is_taken(name) {
@@ -169,11 +172,14 @@ pub(crate) fn legal(subject: &str) -> Subject {
         .expect("escaped tokens between dots are a subject")
 }
 
-fn put(headers: &mut HeaderMap, name: &str, text: &str) {
-    headers.insert(header_name(name), header_value(&escape_text(text)));
+fn put(headers: &mut HeaderMap, name: &'static str, text: &str) {
+    headers.insert(
+        HeaderName::from_static(name),
+        header_value(&escape_text(text)),
+    );
 }
 
-/// A name of ours or one that `Headers` took; both are legal on NATS.
+/// A name that `Headers` took is legal on NATS.
 fn header_name(name: &str) -> HeaderName {
     HeaderName::from_str(name).unwrap_or_else(|_| HeaderName::from_static("anywire-unnamed"))
 }

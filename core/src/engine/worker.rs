@@ -22,8 +22,9 @@ const PULL: usize = 64;
 /// How many jobs a worker runs before other tasks of its thread get a turn: what tokio gives a task, so that handlers
 /// that emit once each seldom meet its end.
 const BUDGET: usize = 128;
-/// How many flushes may be under way before a worker stops pulling.
-const MAX_FLUSHES: usize = 8;
+/// How many flushes may be under way. What ends meanwhile is flushed together when one of them is over, so that a wire
+/// whose answers take long gets larger batches, not more of them.
+const MAX_FLUSHES: usize = 4;
 /// Handlers that keep a worker longer than this each are spread over all workers.
 const SLOW: Duration = Duration::from_micros(20);
 /// One pull in so many is timed.
@@ -324,7 +325,6 @@ impl<W: Work> Worker<W> {
             } else {
                 self.run_backlog(cx, &mut budget)
             };
-            self.flush();
             self.poll_flushes(cx);
             if more {
                 cx.waker().wake_by_ref();
@@ -388,13 +388,20 @@ impl<W: Work> Worker<W> {
             && self.resting.is_empty()
             && self.backlog.is_empty()
             && self.flushes.is_empty()
+            && self.finished == 0
     }
 
+    /// Sees to what is being sent off, and sends off what has ended since.
     fn poll_flushes(&mut self, cx: &mut Context<'_>) {
-        while !self.flushes.is_empty() {
-            let Poll::Ready(Some(())) = self.flushes.poll_next_unpin(cx) else {
+        loop {
+            while !self.flushes.is_empty() {
+                let Poll::Ready(Some(())) = self.flushes.poll_next_unpin(cx) else {
+                    break;
+                };
+            }
+            if !self.flush() {
                 return;
-            };
+            }
         }
     }
 
@@ -429,12 +436,14 @@ impl<W: Work> Worker<W> {
         }
     }
 
-    fn flush(&mut self) {
-        if self.finished == 0 {
-            return;
+    /// Sends off what has ended. `false` says that there is nothing, or that enough is under way.
+    fn flush(&mut self) -> bool {
+        if self.finished == 0 || self.flushes.len() >= MAX_FLUSHES {
+            return false;
         }
         self.flushes.extend(self.crew.work.flush(&mut self.outbox));
         self.crew.release(std::mem::take(&mut self.finished));
+        true
     }
 
     fn give_back(&mut self) {
@@ -495,7 +504,7 @@ impl<W: Work> Worker<W> {
         // Those that rest may take half of the window, and the others go on; with more of them the handler as a whole
         // is in trouble, and new work would only join them.
         let most = (self.crew.window / 2 / self.crew.wakers.len()).max(1);
-        if self.flushes.len() >= MAX_FLUSHES || self.resting.len() >= most {
+        if self.resting.len() >= most {
             return 0;
         }
         let free = self
