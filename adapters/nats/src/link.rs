@@ -4,9 +4,9 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anywire::config::TransportConfig;
 use anywire::{Error, ErrorKind};
@@ -29,6 +29,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// A connection that was lost sooner than this was none to rely on: the next is not made at once.
+const SHORT: Duration = Duration::from_secs(2);
+/// The most such connections in a row that lengthen the pause, to 0.4 s: there may be nothing more to it than bad luck.
+const MOST_FLAPS: usize = 4;
 /// How many refused subscriptions are remembered.
 const MOST_REFUSED: usize = 64;
 
@@ -52,6 +56,10 @@ struct State {
     closed: AtomicBool,
     /// How many connections there have been: the epoch of what was received on one.
     connects: AtomicU64,
+    /// When the last one was made.
+    connected_at: Mutex<Instant>,
+    /// How many in a row were lost as soon as they were made.
+    flaps: AtomicUsize,
     /// The last subscriptions that the server refused us.
     refused: Mutex<Vec<String>>,
     changed: Changed,
@@ -118,6 +126,8 @@ impl Link {
             connected: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             connects: AtomicU64::new(1),
+            connected_at: Mutex::new(Instant::now()),
+            flaps: AtomicUsize::new(0),
             refused: Mutex::default(),
             changed: Box::new(changed),
         });
@@ -132,7 +142,7 @@ impl Link {
             .reconnect_delay_callback(move |attempts| {
                 pausing.end_if_closed();
                 match has_been.swap(true, Ordering::Relaxed) {
-                    true => pause(attempts),
+                    true => pause(attempts.max(pausing.flaps.load(Ordering::Relaxed))),
                     false => Duration::ZERO,
                 }
             });
@@ -321,6 +331,7 @@ impl State {
         let mut again = false;
         match event {
             Event::Connected => {
+                *self.connected_at.lock() = Instant::now();
                 // The first one is told after we have counted it.
                 again = !self.connected.swap(true, Ordering::AcqRel);
                 if again {
@@ -328,6 +339,7 @@ impl State {
                 }
             }
             Event::Disconnected | Event::Closed => {
+                self.count_flap();
                 // First the flag: who asks for a reply looks at it after it has its place.
                 self.connected.store(false, Ordering::Release);
                 self.lose_all(Lost::Disconnected);
@@ -337,6 +349,14 @@ impl State {
             Event::LameDuckMode | Event::Draining | Event::ClientError(_) => {}
         }
         (self.changed)(event, again);
+    }
+
+    fn count_flap(&self) {
+        let flaps = match self.connected_at.lock().elapsed() < SHORT {
+            true => self.flaps.load(Ordering::Relaxed) + 1,
+            false => 0,
+        };
+        self.flaps.store(flaps.min(MOST_FLAPS), Ordering::Relaxed);
     }
 
     /// Notes a missing permission. The server tells it in words alone, with the subject between quotes.

@@ -186,7 +186,7 @@ async fn credentials_that_expire_at_work_are_tried_again_without_haste() {
     until("the end of the credentials", || !app.health().is_ok()).await;
 
     let (start, before) = (Instant::now(), proxy.counters().accepted);
-    until("attempts", || proxy.counters().accepted >= before + 14).await;
+    until("attempts", || proxy.counters().accepted >= before + 20).await;
     assert!(
         start.elapsed() > Duration::from_secs(1),
         "in haste: {:?}",
