@@ -76,13 +76,13 @@ impl Operator {
         });
         let account_of = |key: &KeyPair, limits: &Value| {
             let claims = json!({ "type": "account", "version": 2, "limits": limits });
-            token(&operator, key, claims, None)
+            token(&operator, key, &claims, None)
         };
         let own =
             json!({ "type": "operator", "version": 2, "system_account": system.public_key() });
         let config = format!(
             "operator: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {}, {}: {} }}\n",
-            token(&operator, &operator, own, None),
+            token(&operator, &operator, &own, None),
             system.public_key(),
             account_of(&system, &system_limits),
             account.public_key(),
@@ -95,7 +95,7 @@ impl Operator {
     pub(crate) fn credentials(&self, file: &Path, expires: SystemTime) -> String {
         let user = KeyPair::new_user();
         let claims = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
-        let token = token(&self.account, &user, claims, Some(expires));
+        let token = token(&self.account, &user, &claims, Some(expires));
         let seed = user.seed().unwrap();
         let text = format!(
             "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
@@ -106,7 +106,7 @@ impl Operator {
     }
 }
 
-fn token(issuer: &KeyPair, subject: &KeyPair, nats: Value, expires: Option<SystemTime>) -> String {
+fn token(issuer: &KeyPair, subject: &KeyPair, nats: &Value, expires: Option<SystemTime>) -> String {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
     let long_ago = SystemTime::now() - Duration::from_secs(3600);
     let mut claims = json!({
