@@ -18,7 +18,7 @@ use crate::handler::{HandlerFuture, no_future};
 use crate::pattern::{Batch, PullResult, Pulled};
 
 /// How many deliveries are pulled at once.
-const PULL: usize = 64;
+const PULL: usize = 128;
 /// How many jobs a worker runs before other tasks of its thread get a turn: what tokio gives a task, so that handlers
 /// that emit once each seldom meet its end.
 const BUDGET: usize = 128;
@@ -290,6 +290,8 @@ struct Worker<W: Work> {
     listening: Option<Waker>,
     pulls: u32,
     slow: bool,
+    /// Nothing of the last batch had to wait: a worker may take more than may run at once, as it runs one after the other.
+    inline: bool,
 }
 
 impl<W: Work> Worker<W> {
@@ -309,6 +311,7 @@ impl<W: Work> Worker<W> {
             listening: None,
             pulls: 0,
             slow: false,
+            inline: false,
         }
     }
 
@@ -423,6 +426,7 @@ impl<W: Work> Worker<W> {
         match self.crew.work.start(job, &mut self.slot, cx) {
             Started::Done(done) => self.finish(done),
             Started::Parked(future) => {
+                self.inline = false;
                 self.parked.push(future);
                 self.poll_parked(cx);
             }
@@ -467,6 +471,7 @@ impl<W: Work> Worker<W> {
         }
         let count = self.batch.len();
         self.crew.held.fetch_add(count, Ordering::AcqRel);
+        self.inline = self.parked.is_empty();
         self.pulls = self.pulls.wrapping_add(1);
         let timed = (self.pulls.is_multiple_of(SAMPLE) || self.slow).then(Instant::now);
         // A full batch means that there is more, and slow handlers must not wait for each other on one worker.
@@ -511,8 +516,11 @@ impl<W: Work> Worker<W> {
             .crew
             .window
             .saturating_sub(self.crew.held.load(Ordering::Acquire));
-        let share = if self.crew.wakers.len() == 1 {
+        let workers = self.crew.wakers.len();
+        let share = if workers == 1 {
             free
+        } else if self.inline {
+            self.crew.window / workers
         } else {
             self.share.saturating_sub(self.parked.len())
         };
