@@ -105,6 +105,7 @@ pub mod memory;
 mod message;
 pub mod pattern;
 mod payload;
+mod random;
 mod remote;
 mod router;
 mod secret;

@@ -1,14 +1,11 @@
 //! The message and its first-class fields.
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rand::RngExt;
-use rand::rngs::SmallRng;
 use smol_str::SmolStr;
 
 use crate::codec::ContentType;
@@ -363,11 +360,7 @@ impl MessageId {
     /// For deduplication, not for secrecy: it comes from a fast generator, seeded once for each thread.
     #[must_use]
     pub fn random() -> Self {
-        thread_local!(static IDS: RefCell<SmallRng> = RefCell::new(rand::make_rng()));
-        Self(Repr::Ours(
-            IDS.with_borrow_mut(|ids| ids.random::<u128>())
-                .to_le_bytes(),
-        ))
+        Self(Repr::Ours(crate::random::bits().to_le_bytes()))
     }
 
     /// An id from its bytes.

@@ -1,4 +1,7 @@
 //! The README and the guide, compiled and run as doc tests. They lie outside of the published packages, so it is done here.
+//! And what tests of several packages have in common.
+
+pub mod outside;
 
 #[doc = include_str!("../../README.md")]
 pub mod readme {}
@@ -23,6 +26,12 @@ pub mod testing {}
 
 #[doc = include_str!("../../docs/beside-axum.md")]
 pub mod beside_axum {}
+
+#[doc = include_str!("../../docs/running-on-nats.md")]
+pub mod running_on_nats {}
+
+#[doc = include_str!("../../docs/wire.md")]
+pub mod wire {}
 
 #[doc = include_str!("../../docs/writing-an-adapter.md")]
 pub mod writing_an_adapter {}

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::link::Link;
+use crate::link::{Link, Lost};
 
 /// How long an answer may take. A request that we may not make gets none.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -190,12 +190,16 @@ impl Api {
         };
         let asking = async {
             self.link.send(request).await?;
-            reply.await.map_err(Error::from)
+            let answer = reply.await;
+            answer.map_err(|lost| Error::from(lost).with_context("request", subject))
         };
         let deadline = self.clock.now() + TIMEOUT;
         let answer = tokio::select! {
             answer = asking => answer?,
-            () = self.clock.sleep_until(deadline) => return Err(silent(subject)),
+            () = self.clock.sleep_until(deadline) => return Err(match self.link.is_connected() {
+                true => silent(subject),
+                false => Error::from(Lost::Disconnected).with_context("request", subject),
+            }),
         };
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(self.nobody(subject));

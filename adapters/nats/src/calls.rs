@@ -73,7 +73,9 @@ async fn call(connection: &Connection, message: &Message) -> Result<Message, Err
     };
     connection.main.send(outbound).await?;
     loop {
-        let answer = (&mut reply).await?;
+        let answer = (&mut reply)
+            .await
+            .map_err(|lost| Error::from(lost).with_context("subject", message.subject()))?;
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(nobody(message.subject()));
         }

@@ -49,7 +49,14 @@ impl Coverage {
             return Err(no_route(subject));
         }
         let literal = Pattern::parse_any(subject.as_str())?;
-        let streams = self.topology.api.streams_meeting(&literal).await?;
+        let streams = loop {
+            match self.topology.api.streams_meeting(&literal).await {
+                // The question was lost with its connection. It is asked again on the next; whoever publishes has a
+                // deadline.
+                Err(error) if error.kind() == ErrorKind::Disconnected => {}
+                answer => break answer?,
+            }
+        };
         let mut known = self.known.write();
         for info in streams {
             for subject in topology::patterns(&info.config) {

@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 use crate::errors;
 use crate::link::Link;
 
+/// The most bytes that wait, however few the messages are.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Between two lines of log about dropped messages.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 /// How many messages are moved under one lock.
@@ -35,6 +37,7 @@ pub(crate) struct Inflow {
 struct Queue {
     messages: VecDeque<async_nats::Message>,
     bound: usize,
+    bytes: usize,
     waker: Option<Waker>,
     ended: bool,
     dropped: u64,
@@ -58,6 +61,7 @@ impl Inflow {
         let queue = Arc::new(Mutex::new(Queue {
             messages: VecDeque::new(),
             bound,
+            bytes: 0,
             waker: None,
             ended: false,
             dropped: 0,
@@ -98,6 +102,7 @@ impl Inflow {
     pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<async_nats::Message>> {
         let mut queue = self.queue.lock();
         if let Some(message) = queue.messages.pop_front() {
+            queue.bytes -= message.length;
             return Poll::Ready(Some(message));
         }
         if queue.ended {
@@ -183,7 +188,8 @@ impl Queue {
         if is_hidden(pattern, &message.subject) {
             return;
         }
-        if self.messages.len() < self.bound {
+        if self.messages.len() < self.bound && self.bytes < MOST_BYTES {
+            self.bytes += message.length;
             self.messages.push_back(message);
         } else {
             self.dropped += 1;
@@ -211,6 +217,7 @@ impl Queue {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+        self.bytes = 0;
         std::mem::take(&mut self.messages)
     }
 }

@@ -4,9 +4,9 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anywire::config::TransportConfig;
 use anywire::{Error, ErrorKind};
@@ -29,6 +29,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// A connection that was lost sooner than this was none to rely on: the next is not made at once.
+const SHORT: Duration = Duration::from_secs(2);
+/// The most such connections in a row that lengthen the pause, to 0.4 s: there may be nothing more to it than bad luck.
+const MOST_FLAPS: usize = 4;
 /// How many refused subscriptions are remembered.
 const MOST_REFUSED: usize = 64;
 
@@ -52,6 +56,10 @@ struct State {
     closed: AtomicBool,
     /// How many connections there have been: the epoch of what was received on one.
     connects: AtomicU64,
+    /// When the last one was made.
+    connected_at: Mutex<Instant>,
+    /// How many in a row were lost as soon as they were made.
+    flaps: AtomicUsize,
     /// The last subscriptions that the server refused us.
     refused: Mutex<Vec<String>>,
     changed: Changed,
@@ -77,6 +85,8 @@ struct Slot {
     /// Makes the address unguessable, and a used one stale.
     nonce: u64,
     answer: Answer,
+    /// What came after it and before it was taken: whoever waits may want the second, where the first is a stream's word.
+    second: Option<async_nats::Message>,
     permit: Option<OwnedSemaphorePermit>,
     /// Where the request goes.
     target: Option<Subject>,
@@ -116,6 +126,8 @@ impl Link {
             connected: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             connects: AtomicU64::new(1),
+            connected_at: Mutex::new(Instant::now()),
+            flaps: AtomicUsize::new(0),
             refused: Mutex::default(),
             changed: Box::new(changed),
         });
@@ -130,7 +142,7 @@ impl Link {
             .reconnect_delay_callback(move |attempts| {
                 pausing.end_if_closed();
                 match has_been.swap(true, Ordering::Relaxed) {
-                    true => pause(attempts),
+                    true => pause(attempts.max(pausing.flaps.load(Ordering::Relaxed))),
                     false => Duration::ZERO,
                 }
             });
@@ -219,6 +231,7 @@ impl Link {
         let key = self.state.replies.lock().insert(Slot {
             nonce,
             answer: Answer::Awaited(None),
+            second: None,
             permit,
             target,
         });
@@ -318,6 +331,7 @@ impl State {
         let mut again = false;
         match event {
             Event::Connected => {
+                *self.connected_at.lock() = Instant::now();
                 // The first one is told after we have counted it.
                 again = !self.connected.swap(true, Ordering::AcqRel);
                 if again {
@@ -325,6 +339,7 @@ impl State {
                 }
             }
             Event::Disconnected | Event::Closed => {
+                self.count_flap();
                 // First the flag: who asks for a reply looks at it after it has its place.
                 self.connected.store(false, Ordering::Release);
                 self.lose_all(Lost::Disconnected);
@@ -334,6 +349,14 @@ impl State {
             Event::LameDuckMode | Event::Draining | Event::ClientError(_) => {}
         }
         (self.changed)(event, again);
+    }
+
+    fn count_flap(&self) {
+        let flaps = match self.connected_at.lock().elapsed() < SHORT {
+            true => self.flaps.load(Ordering::Relaxed) + 1,
+            false => 0,
+        };
+        self.flaps.store(flaps.min(MOST_FLAPS), Ordering::Relaxed);
     }
 
     /// Notes a missing permission. The server tells it in words alone, with the subject between quotes.
@@ -381,8 +404,10 @@ impl State {
         slot.permit = None;
         let waker = match &mut slot.answer {
             Answer::Awaited(waker) => waker.take(),
-            // One reply wins.
-            Answer::Here(_) => return,
+            Answer::Here(_) => {
+                slot.second.get_or_insert(message);
+                return;
+            }
             Answer::Taken => None,
         };
         slot.answer = Answer::Here(Ok(message));
@@ -442,7 +467,12 @@ impl Future for Reply {
             return Poll::Ready(Err(Lost::Closed));
         };
         match std::mem::replace(&mut slot.answer, Answer::Taken) {
-            Answer::Here(answer) => Poll::Ready(answer),
+            Answer::Here(answer) => {
+                if let Some(second) = slot.second.take() {
+                    slot.answer = Answer::Here(Ok(second));
+                }
+                Poll::Ready(answer)
+            }
             Answer::Awaited(_) | Answer::Taken => {
                 slot.answer = Answer::Awaited(Some(cx.waker().clone()));
                 Poll::Pending

@@ -228,8 +228,16 @@ fn confirmed(
     }
     match serde_json::from_slice(&answer.payload) {
         Ok(Confirmation {
-            error: Some(error), ..
-        }) => Published::Rejected(refused(error, message.subject())),
+            error: Some(error),
+            stream,
+            ..
+        }) => {
+            let error = refused(error, message.subject());
+            Published::Rejected(match stream {
+                Some(stream) => error.with_context("stream", stream),
+                None => error,
+            })
+        }
         Ok(Confirmation {
             stream: Some(_),
             duplicate,

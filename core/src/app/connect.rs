@@ -91,7 +91,7 @@ async fn connect(
         }
         tracing::warn!(transport = %wire.config.name, %error, "the broker cannot be reached; waiting for it");
         clock
-            .sleep_until(clock.now() + wait.mul_f64(0.5 + rand::random::<f64>() / 2.0))
+            .sleep_until(clock.now() + wait.mul_f64(0.5 + crate::random::fraction() / 2.0))
             .await;
         wait = (wait * 2).min(LAST_WAIT);
     }

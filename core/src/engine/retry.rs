@@ -83,7 +83,7 @@ impl Schedule {
 
 /// Shortened, never lengthened: a step is the most that is waited.
 fn jittered(wait: Duration) -> Duration {
-    wait - wait.mul_f64(rand::random::<f64>() / f64::from(JITTER))
+    wait - wait.mul_f64(crate::random::fraction() / f64::from(JITTER))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use anywire::{App, Client, Config, Error, Result};
 use anywire_examples::shop::summary::Summary;
+use anywire_examples::shop::wires::on_all_wires;
 use anywire_examples::shop::{app, customer, lines};
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -76,7 +77,7 @@ async fn run() -> Result<ExitCode> {
         }
         Mode::Order => {
             must_have_a_broker()?;
-            let client = Client::connect(App::new("customer")).await?;
+            let client = Client::connect(on_all_wires(App::new("customer"))).await?;
             let ended = order(&client, &arguments).await;
             client.close().await?;
             ended

@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use anywire::{
-    Bytes, Client, ContentType, Error, ErrorKind, FromPayload, Message, MessageId, Raw, Result,
-    Subject, Subscription,
+    Bytes, Client, ContentType, Delivery, Error, ErrorKind, FromPayload, Message, MessageId, Raw,
+    Result, Subject, Subscription,
 };
-use futures::{Stream, StreamExt, stream};
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, Part};
@@ -26,6 +26,8 @@ const QUOTES: usize = 64;
 const WINDOW: usize = 256;
 /// How long nothing may be heard of what was placed before the rest is taken for lost.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before something that failed is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How often the progress is shown.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -47,7 +49,13 @@ pub async fn run(
     let begun = Instant::now();
     let ledger = Mutex::new(Ledger::default());
     {
-        let mut placing = std::pin::pin!(place_all(client, lines, stop, &ledger));
+        let desk = Desk {
+            client,
+            ledger: &ledger,
+            asking: Patience::new(),
+            placing: Patience::new(),
+        };
+        let mut placing = std::pin::pin!(desk.place_all(lines, stop));
         let mut following = std::pin::pin!(news.follow(&ledger));
         let mut watch = Watch::new();
         let mut ticks = interval(TICK);
@@ -100,27 +108,12 @@ async fn ask_for_the_shop(client: &Client) -> Result<()> {
     }
 }
 
-async fn place_all(
-    client: &Client,
-    mut lines: Lines,
-    stop: &CancellationToken,
-    ledger: &Mutex<Ledger>,
-) {
-    let lines = stream::poll_fn(move |cx| lines.poll_recv(cx)).take_until(stop.cancelled());
-    let lines = lines.filter_map(|line| async {
-        line.map_err(|error| ledger.lock().cut(&error.to_string()))
-            .ok()
-    });
-    let mut quoted = std::pin::pin!(quote_all(client, lines, ledger));
-    // Quotes are asked for many at a time, but come out in the order of the lines, so that the orders of one customer are
-    // placed in the order in which they stand.
-    while let Some(line) = quoted.next().await {
-        match line {
-            Quoted::Order(order) => place(client, &order, ledger).await,
-            Quoted::Undecodable(line) => send_as_it_came(client, line, ledger).await,
-            Quoted::Nothing => {}
-        }
-    }
+/// Where orders are written and sent.
+struct Desk<'a> {
+    client: &'a Client,
+    ledger: &'a Mutex<Ledger>,
+    asking: Patience,
+    placing: Patience,
 }
 
 /// What is to be done with a line.
@@ -130,70 +123,124 @@ enum Quoted {
     Nothing,
 }
 
-fn quote_all<'a>(
-    client: &'a Client,
-    lines: impl Stream<Item = Line> + 'a,
-    ledger: &'a Mutex<Ledger>,
-) -> impl Stream<Item = Quoted> + 'a {
-    lines
-        .map(move |line| quote(client, line, ledger))
-        .buffered(QUOTES)
+impl Desk<'_> {
+    async fn place_all(&self, mut lines: Lines, stop: &CancellationToken) {
+        let lines = stream::poll_fn(move |cx| lines.poll_recv(cx)).take_until(stop.cancelled());
+        let lines = lines.filter_map(|line| async {
+            line.map_err(|error| self.ledger.lock().cut(&error.to_string()))
+                .ok()
+        });
+        // Quotes are asked for many at a time, but come out in the order of the lines, so that the orders of one customer
+        // are placed in the order in which they stand.
+        let quoted = lines.map(|line| self.quote(line)).buffered(QUOTES);
+        let mut quoted = std::pin::pin!(quoted);
+        while let Some(line) = quoted.next().await {
+            match line {
+                Quoted::Order(order) => self.place(&order).await,
+                Quoted::Undecodable(line) => self.send_as_it_came(line).await,
+                Quoted::Nothing => {}
+            }
+        }
+    }
+
+    async fn quote(&self, line: Line) -> Quoted {
+        self.ledger.lock().read();
+        let Line::Text(line) = line else {
+            self.ledger.lock().too_long();
+            return Quoted::Nothing;
+        };
+        if line.trim_ascii().is_empty() {
+            self.ledger.lock().blank();
+            return Quoted::Nothing;
+        }
+        let Ok(order) = serde_json::from_slice::<Order>(&line) else {
+            return Quoted::Undecodable(line);
+        };
+        let asked = Instant::now();
+        let ask = || self.client.request(QUOTE, &order.item());
+        let answer = self.asking.keep_trying(ask).await;
+        let mut ledger = self.ledger.lock();
+        ledger.quoted(asked.elapsed());
+        match answer {
+            Ok(_) => return Quoted::Order(order),
+            // The code is what to branch on; `error.remote_as::<ShopError>()` is the whole error.
+            Err(error) => match error.as_remote() {
+                Some(remote) => ledger.refused(remote.code()),
+                None => ledger.unsent(&reason(&error)),
+            },
+        }
+        Quoted::Nothing
+    }
+
+    async fn place(&self, order: &Order) {
+        // The books come first: the end of an order may be told before its emit returns.
+        if !self.ledger.lock().place(&order.id) {
+            return;
+        }
+        // One id for all attempts: where the first one arrived after all, a broker can drop the second.
+        let id = MessageId::random();
+        let emit = || {
+            let subject = PLACED.with("region", &order.region);
+            let emit = self.client.emit(subject, order).id(id.clone());
+            emit.key(order.customer.clone())
+        };
+        let emitted = self.placing.keep_trying(emit).await;
+        if let Some(error) = not_sent(emitted) {
+            self.ledger.lock().not_placed(&order.id, &reason(&error));
+        }
+    }
+
+    /// A line that we cannot read may be one that the shop can, so we do not judge it. Where it cannot either, the line is
+    /// in its dead letters, for somebody to look at, under the id that we give it here.
+    async fn send_as_it_came(&self, line: Bytes) {
+        let id = MessageId::random();
+        let name = id.to_string();
+        let line = Raw(line);
+        self.ledger.lock().send_undecodable(&name);
+        let emit = || {
+            // The contract says that an order is sent here, and this is none: the subject as text takes any payload.
+            let emit = self.client.emit("shop.unknown.placed", &line);
+            emit.id(id.clone()).content_type(ContentType::JSON)
+        };
+        let emitted = self.placing.keep_trying(emit).await;
+        if let Some(error) = not_sent(emitted) {
+            self.ledger.lock().not_sent(&name, &reason(&error));
+        }
+    }
 }
 
-async fn quote(client: &Client, line: Line, ledger: &Mutex<Ledger>) -> Quoted {
-    ledger.lock().read();
-    let Line::Text(line) = line else {
-        ledger.lock().too_long();
-        return Quoted::Nothing;
-    };
-    if line.trim_ascii().is_empty() {
-        ledger.lock().blank();
-        return Quoted::Nothing;
-    }
-    let Ok(order) = serde_json::from_slice::<Order>(&line) else {
-        return Quoted::Undecodable(line);
-    };
-    let asked = Instant::now();
-    let answer = client.request(QUOTE, &order.item()).await;
-    let mut ledger = ledger.lock();
-    ledger.quoted(asked.elapsed());
-    match answer {
-        Ok(_) => return Quoted::Order(order),
-        // The code is what to branch on; `error.remote_as::<ShopError>()` is the whole error.
-        Err(error) => match error.as_remote() {
-            Some(remote) => ledger.refused(remote.code()),
-            None => ledger.unsent(&reason(&error)),
-        },
-    }
-    Quoted::Nothing
+/// For a broker or a shop that is restarted under us. It ends when nothing has gone well for long.
+struct Patience {
+    last: Mutex<Instant>,
 }
 
-async fn place(client: &Client, order: &Order, ledger: &Mutex<Ledger>) {
-    // The books come first: the end of an order may be told before its emit returns.
-    if !ledger.lock().place(&order.id) {
-        return;
+impl Patience {
+    fn new() -> Self {
+        Self {
+            last: Mutex::new(Instant::now()),
+        }
     }
-    let subject = PLACED.with("region", &order.region);
-    let emitted = client
-        .emit(subject, order)
-        .key(order.customer.clone())
-        .await;
-    if let Some(error) = not_sent(emitted) {
-        ledger.lock().not_placed(&order.id, &reason(&error));
-    }
-}
 
-/// A line that we cannot read may be one that the shop can, so we do not judge it. Where it cannot either, the line is in
-/// its dead letters, for somebody to look at, under the id that we give it here.
-async fn send_as_it_came(client: &Client, line: Bytes, ledger: &Mutex<Ledger>) {
-    let id = MessageId::random();
-    let name = id.to_string();
-    ledger.lock().send_undecodable(&name);
-    // The contract says that an order is sent here, and this is none: the subject as text takes any payload.
-    let emit = client.emit("shop.unknown.placed", &Raw(line)).id(id);
-    let emitted = emit.content_type(ContentType::JSON).await;
-    if let Some(error) = not_sent(emitted) {
-        ledger.lock().not_sent(&name, &reason(&error));
+    /// Does what is safe to do twice until it goes well, is refused, or the patience is at its end.
+    async fn keep_trying<T, A>(&self, attempt: impl Fn() -> A) -> Result<T, Error>
+    where
+        A: IntoFuture<Output = Result<T, Error>>,
+    {
+        loop {
+            match attempt().await {
+                Err(error) if self.may_pass(&error) => sleep(AGAIN).await,
+                ended => {
+                    if ended.is_ok() {
+                        *self.last.lock() = Instant::now();
+                    }
+                    return ended;
+                }
+            }
+        }
+    }
+
+    fn may_pass(&self, error: &Error) -> bool {
+        error.is_retryable() && self.last.lock().elapsed() < PATIENCE
     }
 }
 
@@ -230,19 +277,19 @@ impl News {
         while !ledger.lock().is_over() {
             tokio::select! {
                 Some(charged) = self.charged.next() => {
-                    if let Some(charged) = settle(charged).await? {
+                    note(charged, |charged| {
                         ledger.lock().done(&charged.order, Part::Charge, charged.attempts);
-                    }
+                    })
+                    .await?;
                 }
                 Some(reserved) = self.reserved.next() => {
-                    if let Some(reserved) = settle(reserved).await? {
+                    note(reserved, |reserved| {
                         ledger.lock().done(&reserved.order, Part::Reserve, 1);
-                    }
+                    })
+                    .await?;
                 }
                 Some(letter) = self.dead.next() => {
-                    if let Some(letter) = settle(letter).await? {
-                        bury(&letter, &mut ledger.lock());
-                    }
+                    note(letter, |letter| bury(letter, &mut ledger.lock())).await?;
                 }
                 else => return Err(Error::new(ErrorKind::Closed, "the shop's news have ended")),
             }
@@ -251,19 +298,24 @@ impl News {
     }
 }
 
-/// Acknowledges a delivery and gives its payload. One that cannot be read, and a connection that is lost for a while, are
-/// no reason to stop listening.
-async fn settle<P: FromPayload>(
-    delivery: Result<anywire::Delivery<P>, Error>,
-) -> Result<Option<P>, Error> {
-    match delivery {
-        Ok(delivery) => match delivery.take().await {
-            Ok(payload) => Ok(Some(payload)),
-            Err(error) if error.kind() == ErrorKind::Stale => Ok(None),
-            Err(error) => Err(error),
-        },
-        Err(error) if error.is_retryable() || error.kind() == ErrorKind::Codec => Ok(None),
+/// Writes what was delivered into the books, then acknowledges it. Where the acknowledgement is lost it comes again, and the
+/// books know it already. One that cannot be read, and a connection that is lost for a while, are no reason to stop
+/// listening.
+async fn note<P>(
+    delivery: Result<Delivery<P>, Error>,
+    write: impl FnOnce(&P),
+) -> Result<(), Error> {
+    let noted = match delivery {
+        Ok(delivery) => {
+            write(&delivery);
+            delivery.ack().await
+        }
+        Err(error) if error.kind() == ErrorKind::Codec => Ok(()),
         Err(error) => Err(error),
+    };
+    match noted {
+        Err(error) if !error.is_retryable() && error.kind() != ErrorKind::Stale => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -21,6 +21,7 @@ use super::orders::{
     CHARGE, CHARGED, Charge, Charged, Item, Order, PLACED, QUOTE, Quote, RESERVE, RESERVED,
     Reserve, Reserved, ShopError,
 };
+use super::wires::on_all_wires;
 
 /// The most that the shop sells at once.
 const MOST: i64 = 1_000;
@@ -34,7 +35,7 @@ const WAREHOUSE: i64 = 500;
 /// # Errors
 /// None yet: a shop with a database would fail here where it cannot be opened.
 pub fn app() -> Result<App> {
-    Ok(App::new("shop")
+    Ok(on_all_wires(App::new("shop"))
         .controller(Shop::new())
         .controller(Billing::default())
         .controller(Stock))
