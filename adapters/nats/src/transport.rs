@@ -226,18 +226,32 @@ pub(crate) trait End: Send + Sync {
 pub(crate) struct Health {
     name: String,
     pub(crate) status: watch::Sender<Status>,
+    /// Whether there is the connection without which nothing goes.
+    has_main: AtomicBool,
+    /// Whether there is the one that consumes from JetStream, where it is wanted.
+    has_consuming: AtomicBool,
 }
 
 impl Health {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            status: watch::Sender::new(Status::Connected),
+            has_main: AtomicBool::new(true),
+            has_consuming: AtomicBool::new(true),
+        }
+    }
+
     /// What happened to a connection. `main` tells whether it is the one without which nothing goes.
     fn hear(&self, event: &Event, main: bool) {
         let transport = &self.name;
-        let status = match event {
-            Event::Connected => Status::Connected,
-            Event::Disconnected | Event::Closed if main => Status::Reconnecting,
-            Event::Disconnected | Event::Closed => {
-                Status::Degraded("the connection that consumes from JetStream was lost".to_owned())
-            }
+        let has_link = match main {
+            true => &self.has_main,
+            false => &self.has_consuming,
+        };
+        match event {
+            Event::Connected => has_link.store(true, Ordering::Release),
+            Event::Disconnected | Event::Closed => has_link.store(false, Ordering::Release),
             Event::ServerError(error) => {
                 // A permission that is missing is told like this, for a subject at a time.
                 tracing::warn!(%transport, %error, "the NATS server objects");
@@ -247,8 +261,10 @@ impl Health {
             | Event::LameDuckMode
             | Event::Draining
             | Event::ClientError(_) => return,
-        };
+        }
         self.status.send_if_modified(|now| {
+            // Looked at here, where one looks at a time: the last to do so sees both as they are.
+            let status = self.of_links();
             if *now == Status::Closed || *now == status {
                 return false;
             }
@@ -257,15 +273,23 @@ impl Health {
             true
         });
     }
+
+    fn of_links(&self) -> Status {
+        let has = |link: &AtomicBool| link.load(Ordering::Acquire);
+        match (has(&self.has_main), has(&self.has_consuming)) {
+            (true, true) => Status::Connected,
+            (true, false) => {
+                Status::Degraded("the connection that consumes from JetStream was lost".to_owned())
+            }
+            (false, _) => Status::Reconnecting,
+        }
+    }
 }
 
 impl Connection {
     async fn open(transport: TransportConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
         let config = NatsConfig::from_transport(&transport)?;
-        let health = Arc::new(Health {
-            name: transport.name.clone(),
-            status: watch::Sender::new(Status::Connected),
-        });
+        let health = Arc::new(Health::new(&transport.name));
         let told = Arc::clone(&health);
         let changed = move |event: &Event, _: Again| told.hear(event, true);
         let main = Arc::new(Link::connect(&config, &transport, "main", changed).await?);
@@ -424,4 +448,26 @@ pub(crate) fn no_jetstream() -> Error {
         anywire::ErrorKind::Unsupported,
         "core NATS delivers at most once; set delivery = \"at_most_once\", or use JetStream (jetstream = true)",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_that_is_missed_most_is_told_of_in_whatever_order_they_go() {
+        for order in [[true, false], [false, true]] {
+            let health = Health::new("main");
+            for main in order {
+                health.hear(&Event::Disconnected, main);
+            }
+            assert_eq!(*health.status.borrow(), Status::Reconnecting, "{order:?}");
+            health.hear(&Event::Connected, false);
+            assert_eq!(*health.status.borrow(), Status::Reconnecting, "{order:?}");
+            health.hear(&Event::Connected, true);
+            assert_eq!(*health.status.borrow(), Status::Connected, "{order:?}");
+            health.hear(&Event::Disconnected, false);
+            assert!(matches!(*health.status.borrow(), Status::Degraded(_)));
+        }
+    }
 }
