@@ -48,8 +48,8 @@ impl Pattern {
     /// Reads a pattern that a user may listen to. `anywire.dead.<group>` is the one framework subject allowed.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for an illegal token, a `>` that is not last, a capture named twice or a reserved first
-    /// token; [`ErrorKind::TooLarge`] above [`MAX_SUBJECT_LEN`].
+    /// [`Config`](crate::ErrorKind::Config) for an illegal token, a `>` that is not last, a capture named twice or a reserved first
+    /// token; [`TooLarge`](crate::ErrorKind::TooLarge) above [`MAX_SUBJECT_LEN`](crate::MAX_SUBJECT_LEN).
     pub fn parse(text: &str) -> Result<Self, Error> {
         let pattern = Self::parse_any(text)?;
         let reserved = matches!(&pattern.0.tokens[0], Token::Literal(first) if is_reserved(first));
