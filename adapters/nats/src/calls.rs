@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use anywire::pattern::request_reply::{
@@ -201,20 +201,19 @@ impl IncomingCalls for NatsCalls {
         cx: &mut Context<'_>,
         batch: &mut Batch<ReceivedCall>,
     ) -> Poll<PullResult> {
-        while batch.room() > 0 {
-            if !self.server.has_room(cx) {
-                break;
+        while batch.is_empty() {
+            let room = self.server.room(cx).min(batch.room());
+            if room == 0 {
+                return Poll::Pending;
             }
-            match self.server.inflow.poll_next(cx) {
-                Poll::Ready(Some(native)) => batch_call(&self.server, native, batch),
-                Poll::Ready(None) if batch.is_empty() => return Poll::Ready(Ok(Pulled::End)),
-                Poll::Ready(None) | Poll::Pending => break,
+            let Some(some) = ready!(self.server.inflow.poll_some(cx, room)) else {
+                return Poll::Ready(Ok(Pulled::End));
+            };
+            for native in some {
+                batch_call(&self.server, native, batch);
             }
         }
-        match batch.is_empty() {
-            true => Poll::Pending,
-            false => Poll::Ready(Ok(Pulled::Some)),
-        }
+        Poll::Ready(Ok(Pulled::Some))
     }
 
     fn replier(&self) -> Arc<dyn Replier> {
@@ -264,11 +263,11 @@ struct Running {
 }
 
 impl Server {
-    /// Whether another call may begin; else the task is woken when one ends.
-    fn has_room(&self, cx: &Context<'_>) -> bool {
+    /// How many calls may begin; where none may, the task is woken when one ends.
+    fn room(&self, cx: &Context<'_>) -> usize {
         let mut running = self.running.lock();
-        let room = running.serials.len() < self.window;
-        if !room {
+        let room = self.window.saturating_sub(running.serials.len());
+        if room == 0 {
             running.waker = Some(cx.waker().clone());
         }
         room

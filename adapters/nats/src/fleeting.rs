@@ -1,7 +1,7 @@
 //! An at-most-once subscription: core NATS, where nothing is stored and nothing is settled.
 
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use anywire::Error;
@@ -59,21 +59,20 @@ impl Incoming for Fleeting {
         batch: &mut Batch<Received>,
     ) -> Poll<PullResult> {
         let clock = &*self.shared.connection.clock;
-        while batch.room() > 0 {
-            let native = match self.shared.inflow.poll_next(cx) {
-                Poll::Ready(Some(native)) => native,
-                Poll::Ready(None) if batch.is_empty() => return Poll::Ready(Ok(Pulled::End)),
-                Poll::Pending if batch.is_empty() => return Poll::Pending,
-                Poll::Ready(None) | Poll::Pending => break,
+        while batch.is_empty() {
+            let Some(some) = ready!(self.shared.inflow.poll_some(cx, batch.room())) else {
+                return Poll::Ready(Ok(Pulled::End));
             };
-            let headers = native.headers.as_ref();
-            let read = wire::read(&native.subject, native.payload, headers, None, clock);
-            if read.due.is_some() {
-                // A copy that a stream holds until its time; a subscriber of the air hears it too early.
-                continue;
+            for native in some {
+                let headers = native.headers.as_ref();
+                let read = wire::read(&native.subject, native.payload, headers, None, clock);
+                if read.due.is_some() {
+                    // A copy that a stream holds until its time; a subscriber of the air hears it too early.
+                    continue;
+                }
+                let nothing_to_settle = Tag { slot: 0, epoch: 0 };
+                batch.push(Received::new(read.message, nothing_to_settle));
             }
-            let nothing_to_settle = Tag { slot: 0, epoch: 0 };
-            batch.push(Received::new(read.message, nothing_to_settle));
         }
         Poll::Ready(Ok(Pulled::Some))
     }

@@ -98,12 +98,18 @@ impl Inflow {
         Ok(inflow)
     }
 
-    /// The next message; `None` once it was stopped or its connection closed.
-    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<async_nats::Message>> {
+    /// At most `room` of the messages that have come; `None` once it was stopped or its connection closed.
+    pub(crate) fn poll_some(
+        &self,
+        cx: &Context<'_>,
+        room: usize,
+    ) -> Poll<Option<Vec<async_nats::Message>>> {
         let mut queue = self.queue.lock();
-        if let Some(message) = queue.messages.pop_front() {
-            queue.bytes -= message.length;
-            return Poll::Ready(Some(message));
+        let count = room.min(queue.messages.len());
+        if count > 0 {
+            let some: Vec<_> = queue.messages.drain(..count).collect();
+            queue.bytes -= some.iter().map(|message| message.length).sum::<usize>();
+            return Poll::Ready(Some(some));
         }
         if queue.ended {
             return Poll::Ready(None);

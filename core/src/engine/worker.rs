@@ -24,7 +24,7 @@ const PULL: usize = 128;
 const BUDGET: usize = 128;
 /// How many flushes may be under way. What ends meanwhile is flushed together when one of them is over, so that a wire
 /// whose answers take long gets larger batches, not more of them.
-const MAX_FLUSHES: usize = 4;
+const MAX_FLUSHES: usize = 2;
 /// Handlers that keep a worker longer than this each are spread over all workers.
 const SLOW: Duration = Duration::from_micros(20);
 /// One pull in so many is timed.
@@ -187,7 +187,11 @@ impl<W: Work> Crew<W> {
     }
 
     fn poll_pull(&self, worker: usize, cx: &mut Context<'_>, batch: &mut Batch<W::Item>) -> Pull {
-        let mut turn = self.pull.lock();
+        // Another worker is at it: waiting for the lock would keep this thread from what it waits for.
+        let Some(mut turn) = self.pull.try_lock() else {
+            cx.waker().wake_by_ref();
+            return Pull::Wait;
+        };
         if turn.leader.is_some_and(|leader| leader != worker) {
             turn.wait(worker, cx);
             return Pull::Wait;
