@@ -187,11 +187,7 @@ impl<W: Work> Crew<W> {
     }
 
     fn poll_pull(&self, worker: usize, cx: &mut Context<'_>, batch: &mut Batch<W::Item>) -> Pull {
-        // Another worker is at it: waiting for the lock would keep this thread from what it waits for.
-        let Some(mut turn) = self.pull.try_lock() else {
-            cx.waker().wake_by_ref();
-            return Pull::Wait;
-        };
+        let mut turn = self.pull.lock();
         if turn.leader.is_some_and(|leader| leader != worker) {
             turn.wait(worker, cx);
             return Pull::Wait;
