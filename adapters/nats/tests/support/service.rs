@@ -131,9 +131,16 @@ impl RawPublisher {
         let (header_len, total) = (header.len(), header.len() + payload.len());
         let line = format!("HPUB {subject} {header_len} {total}\r\n");
         self.send(&[line.as_bytes(), header, payload, b"\r\nPING\r\n"].concat());
-        let mut answer = [0; 6];
-        self.reader.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"PONG\r\n", "the server refuses the message");
+        loop {
+            let mut answer = String::new();
+            self.reader.read_line(&mut answer).unwrap();
+            match answer.trim_end() {
+                "PONG" => return,
+                // The server asks on its own, too, now and then.
+                "PING" => self.send(b"PONG\r\n"),
+                other => panic!("the server refuses the message: {other:?}"),
+            }
+        }
     }
 
     fn send(&mut self, bytes: &[u8]) {
