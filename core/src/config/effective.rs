@@ -189,7 +189,7 @@ impl Lines {
             match &node.data {
                 Data::Table(_) if !is_secret_name(key) => self.node(&format!("{path}.{key}"), node),
                 _ => {
-                    let one = tree::map([(key.clone(), node.clone())]);
+                    let one = tree::Table::from([(key.clone(), node.clone())]);
                     let shown = masked(&tree::to_toml(&one));
                     for value in shown.values() {
                         self.add(path, key, &value.to_string(), &node.origin);

@@ -164,7 +164,7 @@ impl Layer {
                 _ => (&mut self.handlers, name.clone()),
             };
             let section = HandlerSection { origin, keys };
-            merge_handlers(handlers, [(name, section)]);
+            merge_handlers(handlers, BTreeMap::from([(name, section)]));
         }
         Ok(())
     }
@@ -172,7 +172,7 @@ impl Layer {
 
 fn merge_handlers(
     low: &mut BTreeMap<String, HandlerSection>,
-    high: impl IntoIterator<Item = (String, HandlerSection)>,
+    high: BTreeMap<String, HandlerSection>,
 ) {
     for (name, section) in high {
         match low.get_mut(&name) {

@@ -93,7 +93,7 @@ impl Loader {
     /// Sets the environment: its `ANYWIRE_URL` and `ANYWIRE__...`, and what `password_env` and the like name.
     /// Without this the process' own variables serve for the latter, and no variable sets a key.
     pub fn env(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        self.variables = Some(super::tree::map(variables));
+        self.variables = Some(variables.into_iter().collect());
         self
     }
 

@@ -205,7 +205,7 @@ impl TransportSection {
         };
         let places = table.iter();
         let places = places.map(|(key, node)| (key.clone(), node.origin.clone()));
-        Ok((tree::map(places), tree::to_toml(table)))
+        Ok((places.collect(), tree::to_toml(table)))
     }
 }
 

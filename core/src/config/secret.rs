@@ -68,9 +68,7 @@ pub(super) fn is_secret_name(name: &str) -> bool {
 /// A copy of an adapter's settings that may be shown.
 pub(super) fn masked(table: &toml::Table) -> toml::Table {
     let shown = |(name, value): (&String, &toml::Value)| (name.clone(), mask(name, value));
-    let mut copy = toml::Table::new();
-    copy.extend(table.iter().map(shown));
-    copy
+    table.iter().map(shown).collect()
 }
 
 fn mask(name: &str, value: &toml::Value) -> toml::Value {

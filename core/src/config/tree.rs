@@ -33,13 +33,6 @@ pub(super) enum Data {
 
 pub(super) type Table = BTreeMap<String, Node>;
 
-/// A map of few entries. `collect` would sort them first, with a sort that is compiled for each type of map.
-pub(super) fn map<V>(entries: impl IntoIterator<Item = (String, V)>) -> BTreeMap<String, V> {
-    let mut map = BTreeMap::new();
-    map.extend(entries);
-    map
-}
-
 impl Node {
     /// The text, if this is one.
     pub(super) fn text(&self) -> Option<&str> {
@@ -102,9 +95,9 @@ impl Node {
 
 pub(super) fn to_toml(table: &Table) -> toml::Table {
     let values = table.iter();
-    let mut copy = toml::Table::new();
-    copy.extend(values.map(|(key, node)| (key.clone(), node.to_value())));
-    copy
+    values
+        .map(|(key, node)| (key.clone(), node.to_value()))
+        .collect()
 }
 
 /// A document of its own: a file, or what the program forces.
@@ -175,12 +168,12 @@ fn from_value(value: toml::Value, node: &impl Fn(Data) -> Node) -> Node {
                 .map(|value| from_value(value, node))
                 .collect(),
         ),
-        toml::Value::Table(table) => {
-            let values = table.into_iter();
-            Data::Table(map(
-                values.map(|(key, value)| (key, from_value(value, node)))
-            ))
-        }
+        toml::Value::Table(table) => Data::Table(
+            table
+                .into_iter()
+                .map(|(key, value)| (key, from_value(value, node)))
+                .collect(),
+        ),
     })
 }
 
@@ -214,7 +207,7 @@ pub(super) fn from_environment<'a>(
         let mut node = from_variable(text, &origin, turn)?;
         for key in path.into_iter().rev() {
             node = Node {
-                data: Data::Table(map([(key, node)])),
+                data: Data::Table(Table::from([(key, node)])),
                 rank: Rank::new(&origin, turn),
                 origin: origin.clone(),
                 raw: None,
@@ -277,12 +270,13 @@ impl<P: Fn(usize) -> Origin> Reader<P> {
     }
 
     fn table(&self, table: &DeTable<'_>) -> Result<Table, Error> {
-        let mut nodes = Table::new();
-        for (key, value) in table {
-            let node = self.value(key.span().start, value)?;
-            nodes.insert(key.get_ref().to_string(), node);
-        }
-        Ok(nodes)
+        let entries = table.iter();
+        entries
+            .map(|(key, value)| {
+                let node = self.value(key.span().start, value)?;
+                Ok((key.get_ref().to_string(), node))
+            })
+            .collect()
     }
 
     fn value(&self, offset: usize, value: &Spanned<DeValue<'_>>) -> Result<Node, Error> {
