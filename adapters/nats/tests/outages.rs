@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anywire::{Client, ErrorKind, Result, Router};
+use anywire::transport::Status;
+use anywire::{Client, ErrorKind, Result, Router, RunningApp};
 use anywire_conformance::BrokerControl;
 use anywire_conformance::proxy::{Direction, Proxy};
 use books::{Books, SLACK};
@@ -109,9 +110,11 @@ impl Load {
             Ok(42) => self.answered.fetch_add(1, Ordering::Relaxed),
             Ok(other) => panic!("the answer to another question: {other}"),
             Err(_) => {
-                // Without a connection it fails at once.
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                self.unanswered.fetch_add(1, Ordering::Relaxed)
+                let before = self.unanswered.fetch_add(1, Ordering::Relaxed);
+                // Without a connection the next would fail at once.
+                let mut status = client.transport("main").unwrap().status();
+                status.wait_for(Status::is_connected).await.unwrap();
+                before
             }
         };
     }
@@ -128,18 +131,28 @@ impl Load {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until the fault is felt: emits end without success, and so do calls.
-    async fn standstill(&self) {
-        let failed = || {
-            let balance = self.books.balance();
-            balance.unknown + balance.refused
-        };
-        let (before, unanswered) = (failed(), self.unanswered.load(Ordering::Relaxed));
+    /// How many emits and how many calls have ended without success.
+    fn failures(&self) -> (usize, usize) {
+        let balance = self.books.balance();
+        let unanswered = self.unanswered.load(Ordering::Relaxed);
+        (balance.unknown + balance.refused, unanswered)
+    }
+
+    /// Waits until the fault is felt: since `before`, emits have ended without success, and so have calls.
+    async fn standstill(&self, before: (usize, usize)) {
         until("a standstill", || {
-            failed() >= before + EMITTERS
-                && self.unanswered.load(Ordering::Relaxed) >= unanswered + CALLERS
+            let (emits, calls) = self.failures();
+            emits >= before.0 + EMITTERS && calls >= before.1 + CALLERS
         })
         .await;
+    }
+
+    /// The service, and a client that emits and calls.
+    async fn open(&self, broker: &Broker) -> (RunningApp, Client) {
+        let url = format!("nats://{}", broker.proxy.address());
+        let service = app("shop", &url).router(self.router()).start().await;
+        let client = Client::connect(app("till", &url)).await;
+        (service.unwrap(), client.unwrap())
     }
 }
 
@@ -150,20 +163,14 @@ async fn survives(fault: Step, mend: Step) {
     let broker = broker().await;
     let standing = Arc::clone(&broker);
     leaves_nothing(move || async move {
-        let url = format!("nats://{}", standing.proxy.address());
         let load = Load::default();
-        let service = app("shop", &url)
-            .router(load.router())
-            .start()
-            .await
-            .unwrap();
-        let client = Client::connect(app("till", &url)).await.unwrap();
+        let (service, client) = load.open(&standing).await;
         let running = load.start(&client);
         load.progress("work").await;
-        let before = resident();
+        let (before, failures) = (resident(), load.failures());
 
         fault(&standing).await.unwrap();
-        load.standstill().await;
+        load.standstill(failures).await;
         let grown = resident().saturating_sub(before);
         assert!(grown < GROWTH, "{grown} bytes more while nothing went");
         mend(&standing).await.unwrap();
@@ -193,14 +200,8 @@ async fn a_silent_network_holds_nobody_beyond_his_deadline() {
 async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
     const CUTS: u64 = 40;
     let broker = broker().await;
-    let url = format!("nats://{}", broker.proxy.address());
     let load = Load::default();
-    let service = app("shop", &url)
-        .router(load.router())
-        .start()
-        .await
-        .unwrap();
-    let client = Client::connect(app("till", &url)).await.unwrap();
+    let (service, client) = load.open(&broker).await;
     let running = load.start(&client);
     for n in 0..CUTS {
         let accepted = load.books.balance().accepted;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anywire::{Error, ErrorKind, Router};
 use anywire_conformance::proxy::Proxy;
 use keys::{Authority, Operator};
-use service::{Seen, configured, until};
+use service::{Seen, configured, shop, until};
 use support::Server;
 use support::trials::tests_with_a_server;
 use tempfile::TempDir;
@@ -175,12 +175,7 @@ async fn credentials_that_expire_at_work_are_tried_again_without_haste() {
     let seed = operator.credentials(&file, SystemTime::now() + Duration::from_secs(3));
     let seen = Seen::default();
     let config = with_credentials(&file).replace("ADDRESS", &proxy.address().to_string());
-    let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = configured("shop", &config)
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let app = shop(configured("shop", &config), &seen).await;
     app.client().emit("shop.placed", &1).await.unwrap();
     until("an event", || seen.has_all([1])).await;
     until("the end of the credentials", || !app.health().is_ok()).await;
@@ -219,12 +214,7 @@ async fn a_server_whose_certificate_is_right_is_trusted() {
             authority.ca(),
         );
         let seen = Seen::default();
-        let router = Router::new().on_event("shop.placed", seen.handler());
-        let app = configured("shop", &config)
-            .router(router)
-            .start()
-            .await
-            .unwrap();
+        let app = shop(configured("shop", &config), &seen).await;
         app.client().emit("shop.placed", &1).await.unwrap();
         until("an event", || seen.has_all([1])).await;
         app.shutdown().await.unwrap();

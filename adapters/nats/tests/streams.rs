@@ -10,7 +10,7 @@ use std::time::Duration;
 use anywire::{Client, ErrorKind, Result, Router};
 use async_nats::jetstream::{self, stream};
 use futures::TryStreamExt;
-use service::{Seen, app, configured, foreign, soon, until};
+use service::{Seen, app, configured, foreign, shop, soon, until, until_async};
 use support::Server;
 use support::trials::tests_with_a_server;
 
@@ -33,11 +33,11 @@ fn server() -> Server {
 /// Emits until it is taken: what nobody stores at the moment is refused.
 async fn emit(client: &Client, subject: &str, numbers: impl IntoIterator<Item = u64>) {
     for number in numbers {
-        soon("an emit that is taken", async {
-            while let Err(error) = client.emit(subject, &number).await {
-                assert!(error.is_retryable(), "{error:?}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        until_async("an emit that is taken", async || {
+            let emitted = client.emit(subject, &number).await;
+            emitted
+                .inspect_err(|error| assert!(error.is_retryable(), "{error:?}"))
+                .is_ok()
         })
         .await;
     }
@@ -51,12 +51,7 @@ async fn consumers(streams: &jetstream::Context, stream: &str) -> Vec<String> {
 async fn a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on() {
     let server = server();
     let seen = Seen::default();
-    let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = app("shop", &server.url())
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let app = shop(app("shop", &server.url()), &seen).await;
     emit(&app.client(), "shop.placed", 0..10).await;
     until("work", || seen.has_all(0..10)).await;
     foreign(&server.url())
@@ -73,12 +68,7 @@ async fn a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on() {
 async fn a_consumer_that_is_deleted_is_made_again_and_misses_nothing() {
     let server = server();
     let seen = Seen::default();
-    let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = app("shop", &server.url())
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let app = shop(app("shop", &server.url()), &seen).await;
     let streams = foreign(&server.url()).await;
     for stream in ["anywire-shop", "anywire_retry"] {
         let before = seen.distinct().len() as u64;
@@ -95,10 +85,8 @@ async fn a_consumer_that_is_deleted_is_made_again_and_misses_nothing() {
             .unwrap();
         emit(&app.client(), "shop.placed", before..before + 10).await;
         until("work again", || seen.has_all(before..before + 10)).await;
-        soon("the consumer", async {
-            while consumers(&streams, stream).await != names {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        until_async("the consumer", async || {
+            consumers(&streams, stream).await == names
         })
         .await;
     }
@@ -117,12 +105,7 @@ async fn a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room() {
     };
     let stream = streams.create_stream(config).await.unwrap();
     let seen = Seen::default();
-    let router = Router::new().on_event("shop.placed", seen.handler());
-    let app = app("shop", &server.url())
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let app = shop(app("shop", &server.url()), &seen).await;
     let client = app.client();
     emit(&client, "shop.placed", 0..10).await;
     let refused = client

@@ -5,11 +5,12 @@
 pub(crate) mod harness;
 pub(crate) mod trials;
 
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anywire_conformance::BrokerControl;
 use anywire_conformance::proxy::{Direction, Proxy};
@@ -18,10 +19,10 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// How long the server may take to start or to stop.
+/// How long the server may take to start.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at a server that starts.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How the line of its log ends after which it takes connections.
+const READY: &str = "Server is ready";
 
 /// The variable that names the program `nats-server`.
 const BINARY: &str = "ANYWIRE_TEST_NATS_SERVER";
@@ -89,32 +90,36 @@ impl Server {
         format!("nats://{}", self.address())
     }
 
-    /// Starts the program and waits until it greets.
+    /// Starts the program and waits until its log says that it is ready.
     pub(crate) fn launch(&self) -> io::Result<()> {
-        let log = std::fs::File::create(self.data.path().join("log"))?;
-        let child = Command::new(&self.binary)
+        let mut child = Command::new(&self.binary)
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(Stdio::piped())
             .spawn()?;
+        let log = child.stderr.take();
         *self.child.lock() = Some(child);
-        let end = Instant::now() + PATIENCE;
-        while !self.greets() {
-            if Instant::now() > end {
-                return Err(io::Error::other("the server does not start"));
-            }
-            std::thread::sleep(LOOK_AGAIN);
+        let log = log.ok_or_else(|| io::Error::other("the server has no log"))?;
+        let (ready, readiness) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(log).lines().map_while(Result::ok);
+            let mut last = String::new();
+            let is_ready = lines.any(|line| {
+                last = line;
+                last.ends_with(READY)
+            });
+            let _ = ready.send(if is_ready { Ok(()) } else { Err(last) });
+            // The program must always find a reader. This ends with it.
+            lines.for_each(drop);
+        });
+        match readiness.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(last)) => Err(io::Error::other(format!(
+                "the server ended at its start: {last}"
+            ))),
+            Err(_) => Err(io::Error::other("the server does not start")),
         }
-        Ok(())
-    }
-
-    fn greets(&self) -> bool {
-        let mut greeting = [0; 4];
-        TcpStream::connect(self.address()).is_ok_and(|mut stream| {
-            let timeout = stream.set_read_timeout(Some(Duration::from_secs(1)));
-            timeout.is_ok() && stream.read_exact(&mut greeting).is_ok() && greeting == *b"INFO"
-        })
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anywire::pattern::publish_subscribe::Start;
-use anywire::{App, Client, Config, Message, Result, Subscription};
+use anywire::{App, Client, Config, Message, Result, Router, RunningApp, Subscription};
 use async_nats::jetstream;
 use parking_lot::Mutex;
 
@@ -28,6 +28,12 @@ pub(crate) fn configured(name: &str, toml: &str) -> App {
     App::new(name)
         .adapter(anywire_nats::adapter())
         .config(Config::from_toml(toml).unwrap())
+}
+
+/// A shop whose one handler writes down what was placed.
+pub(crate) async fn shop(app: App, seen: &Seen) -> RunningApp {
+    let router = Router::new().on_event("shop.placed", seen.handler());
+    app.router(router).start().await.unwrap()
 }
 
 /// Waits until the condition holds; a test that waits in vain is told so.
