@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anywire::{App, Client, Key, Result, Router};
-use anywire_benches::{Counting, Measured, Runtime, Table, allocated, alternate, peak_memory};
+use anywire_benches::{
+    Counting, Measured, Runtime, Table, allocated, alternate, call, peak_memory,
+};
 use futures::{FutureExt, StreamExt};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -199,7 +201,7 @@ fn our_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
             .router(Router::new().on_call("bench.echo", handler));
         let app = app.start().await.expect("starts");
         let client = app.client();
-        let measured = call(callers, count, move |tick| {
+        let measured = echoes(callers, count, move |tick| {
             let client = client.clone();
             async move { client.request("bench.echo", &tick).await.expect("answers") }
         })
@@ -221,7 +223,7 @@ fn loop_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
                 let _ = reply.send(serde_json::to_vec(&tick).expect("JSON"));
             }
         });
-        let measured = call(callers, count, move |tick| {
+        let measured = echoes(callers, count, move |tick| {
             let sender = sender.clone();
             async move {
                 let (reply, answer) = oneshot::channel();
@@ -238,38 +240,20 @@ fn loop_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
     })
 }
 
-async fn call<F, Fut>(callers: u64, count: u64, ask: F) -> Measured
+async fn echoes<F, Fut>(callers: u64, count: u64, ask: F) -> Measured
 where
     F: Fn(Tick) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Tick> + Send,
 {
-    let each = count / callers;
-    let (start, before) = (Instant::now(), allocated());
-    let tasks: Vec<_> = (0..callers)
-        .map(|_| {
-            let ask = ask.clone();
-            tokio::spawn(async move {
-                let mut samples = Vec::with_capacity((each / 16 + 1) as usize);
-                for id in 0..each {
-                    let begun = id.is_multiple_of(16).then(Instant::now);
-                    let tick = ask(Tick {
-                        id,
-                        quantity: 7,
-                        price: 12.5,
-                    })
-                    .await;
-                    assert_eq!(tick.id, id);
-                    samples.extend(begun.map(|begun| begun.elapsed()));
-                }
-                samples
-            })
-        })
-        .collect();
-    let mut samples: Vec<Duration> = Vec::new();
-    for task in tasks {
-        samples.extend(task.await.expect("no panic"));
-    }
-    Measured::since(start, before, each * callers).with_latencies(samples)
+    call(callers, count, 16, move |id| {
+        let answer = ask(Tick {
+            id,
+            quantity: 7,
+            price: 12.5,
+        });
+        async move { assert_eq!(answer.await.id, id) }
+    })
+    .await
 }
 
 fn main() {

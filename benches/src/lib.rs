@@ -4,4 +4,4 @@ mod allocations;
 mod rounds;
 
 pub use allocations::{Counting, allocated};
-pub use rounds::{Latencies, Measured, Runtime, Table, alternate, peak_memory};
+pub use rounds::{Latencies, Measured, Runtime, Table, alternate, call, peak_memory};

@@ -121,6 +121,35 @@ fn median(mut runs: Vec<Measured>) -> Measured {
     runs.swap_remove(runs.len() / 2)
 }
 
+/// Makes `count` calls, `callers` of them at once, and takes the latency of one in so many. `ask` is given their numbers.
+pub async fn call<F, Fut>(callers: u64, count: u64, one_in: u64, ask: F) -> Measured
+where
+    F: Fn(u64) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let each = count / callers;
+    let (start, before) = (Instant::now(), crate::allocated());
+    let tasks: Vec<_> = (0..callers)
+        .map(|_| {
+            let ask = ask.clone();
+            tokio::spawn(async move {
+                let mut samples = Vec::with_capacity((each / one_in + 1) as usize);
+                for number in 0..each {
+                    let begun = number.is_multiple_of(one_in).then(Instant::now);
+                    ask(number).await;
+                    samples.extend(begun.map(|begun| begun.elapsed()));
+                }
+                samples
+            })
+        })
+        .collect();
+    let mut samples: Vec<Duration> = Vec::new();
+    for task in tasks {
+        samples.extend(task.await.expect("no panic"));
+    }
+    Measured::since(start, before, each * callers).with_latencies(samples)
+}
+
 /// The rows of a run.
 #[derive(Debug, Default)]
 pub struct Table(Vec<String>);

@@ -7,7 +7,7 @@ mod raw;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anywire_benches::{Counting, Measured, Runtime, Table, allocated, alternate, peak_memory};
 use tokio::sync::Semaphore;
@@ -94,35 +94,6 @@ fn fresh() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("bench{}x{number}", std::process::id())
-}
-
-/// Makes `count` calls, `callers` of them at once, and takes their latencies.
-async fn call<F, Fut>(callers: u64, count: u64, ask: F) -> Measured
-where
-    F: Fn() -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = ()> + Send,
-{
-    let each = count / callers;
-    let (start, before) = (Instant::now(), allocated());
-    let tasks: Vec<_> = (0..callers)
-        .map(|_| {
-            let ask = ask.clone();
-            tokio::spawn(async move {
-                let mut samples = Vec::with_capacity(each as usize);
-                for _ in 0..each {
-                    let begun = Instant::now();
-                    ask().await;
-                    samples.push(begun.elapsed());
-                }
-                samples
-            })
-        })
-        .collect();
-    let mut samples: Vec<Duration> = Vec::new();
-    for task in tasks {
-        samples.extend(task.await.expect("no panic"));
-    }
-    Measured::since(start, before, each * callers).with_latencies(samples)
 }
 
 fn main() {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anywire::{App, Client, Failure, Guarantee, Route, Router, RunningApp};
-use anywire_benches::{Measured, allocated};
+use anywire_benches::{Measured, allocated, call};
 use futures::StreamExt;
 
-use crate::{IN_FLIGHT, Progress, Sending, call, fresh, text};
+use crate::{IN_FLIGHT, Progress, Sending, fresh, text};
 
 fn app(url: &str, router: Router) -> App {
     App::new("bench")
@@ -71,7 +71,7 @@ pub(crate) async fn calls(url: String, callers: u64, count: u64) -> Measured {
     let app = app(&url, router).start().await.expect("starts");
     let client = connect(&url).await;
     let (caller, text) = (client.clone(), text(128));
-    let measured = call(callers, count, move || {
+    let measured = call(callers, count, 1, move |_| {
         let (client, subject, text) = (caller.clone(), subject.clone(), text.clone());
         async move {
             let reply: String = client

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anywire_benches::{Measured, allocated};
+use anywire_benches::{Measured, allocated, call};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::stream;
 use async_nats::jetstream::{self, consumer::AckPolicy};
@@ -11,7 +11,7 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::{IN_FLIGHT, Progress, Sending, call, fresh, text};
+use crate::{IN_FLIGHT, Progress, Sending, fresh, text};
 
 async fn connect(url: &str) -> Client {
     async_nats::connect(url).await.expect("a server")
@@ -78,7 +78,7 @@ pub(crate) async fn calls(url: String, callers: u64, count: u64) -> Measured {
         }
     });
     let text = text(128);
-    let measured = call(callers, count, move || {
+    let measured = call(callers, count, 1, move |_| {
         let (caller, subject, payload) = (caller.clone(), subject.clone(), encode(&text));
         async move {
             let reply = caller.request(subject, payload).await.expect("answers");
