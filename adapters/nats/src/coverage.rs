@@ -13,8 +13,8 @@ use parking_lot::RwLock;
 use crate::names::{self, RETRY_STREAM};
 use crate::topology::{self, Topology};
 
-/// The most subscriptions whose consumers are remembered.
-const MOST_SUBSCRIPTIONS: usize = 4096;
+/// The most of either kind that is remembered.
+const MOST: usize = 4096;
 
 /// What is known of the streams' subjects.
 #[derive(Debug)]
@@ -27,6 +27,19 @@ pub(crate) struct Coverage {
 struct Known {
     subjects: Vec<Pattern>,
     subscriptions: HashSet<String>,
+}
+
+impl Known {
+    fn learn(&mut self, subjects: Pattern) {
+        // Two may have asked at once.
+        if self.subjects.contains(&subjects) {
+            return;
+        }
+        if self.subjects.len() >= MOST {
+            self.subjects.clear();
+        }
+        self.subjects.push(subjects);
+    }
 }
 
 impl Coverage {
@@ -58,18 +71,12 @@ impl Coverage {
             }
         };
         let mut known = self.known.write();
-        for info in streams {
-            for subject in topology::patterns(&info.config) {
-                if !known.subjects.contains(&subject) {
-                    known.subjects.push(subject);
-                }
-            }
-        }
-        drop(known);
-        match self.is_known(subject) {
-            true => Ok(()),
-            false => Err(no_route(subject)),
-        }
+        let mut patterns = streams
+            .iter()
+            .flat_map(|info| topology::patterns(&info.config));
+        let stored = patterns.find(|pattern| pattern.matches(subject));
+        known.learn(stored.ok_or_else(|| no_route(subject))?);
+        Ok(())
     }
 
     /// Asks whether there is a subscription that copies can be sent to.
@@ -100,7 +107,7 @@ impl Coverage {
             return Err(error.with_context("subscription", subscription));
         }
         let mut known = self.known.write();
-        if known.subscriptions.len() >= MOST_SUBSCRIPTIONS {
+        if known.subscriptions.len() >= MOST {
             known.subscriptions.clear();
         }
         known.subscriptions.insert(name);
@@ -119,5 +126,23 @@ impl Coverage {
             .subjects
             .iter()
             .any(|pattern| pattern.matches(subject))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_bounded_and_holds_the_last() {
+        let pattern = |n: usize| Pattern::parse(&format!("a{n}.>")).unwrap();
+        let mut known = Known::default();
+        for n in 0..=MOST {
+            known.learn(pattern(n));
+            known.learn(pattern(n));
+        }
+        assert_eq!(known.subjects, [pattern(MOST)]);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anywire::pattern::publish_subscribe::{Entry, PublishBatch, Published, Publisher, Spec, Store};
-use anywire::{Error, Headers, Message, Pattern, Subject, Trail};
+use anywire::{Error, ErrorKind, Headers, Message, Pattern, Subject, Trail};
 use async_nats::jetstream::stream::RawMessage;
 use async_nats::{HeaderName, StatusCode};
 use base64::Engine;
@@ -77,7 +77,7 @@ async fn bury(
         provision: spec.provision,
     };
     connection.topology.ensure_store(&store).await?;
-    let letter = letter(connection, spec, group, stored).with_subject(address);
+    let letter = letter(connection, spec, group, stored)?.with_subject(address);
     let batch = PublishBatch::single(Entry::new(letter), TIMEOUT);
     let publisher = NatsPublisher::new(Arc::clone(connection));
     match publisher.publish(batch).wait().await.into_single() {
@@ -96,10 +96,20 @@ async fn bury(
     Ok(())
 }
 
-fn letter(connection: &Connection, spec: &Spec, group: &str, stored: &RawMessage) -> Message {
+fn letter(
+    connection: &Connection,
+    spec: &Spec,
+    group: &str,
+    stored: &RawMessage,
+) -> Result<Message, Error> {
     let now = connection.clock.wall();
     let subject = wire::legal(&stored.subject);
-    let payload = STANDARD.decode(&stored.payload).unwrap_or_default();
+    let payload = STANDARD.decode(&stored.payload).map_err(|error| {
+        // The original stays: a letter without its payload would be a loss.
+        Error::new(ErrorKind::Codec, "the stored payload cannot be read")
+            .with_context("subject", &subject)
+            .with_source(error)
+    })?;
     let mut kept = Headers::new();
     if let Some(raw) = raw_headers(stored) {
         // Too many bytes for a header: then they are lost, and the payload is what counts.
@@ -114,9 +124,9 @@ fn letter(connection: &Connection, spec: &Spec, group: &str, stored: &RawMessage
         last_at: Some(now),
         ..Trail::new(subject.clone())
     };
-    Message::new(subject, payload)
+    Ok(Message::new(subject, payload)
         .with_headers(kept)
-        .with_trail(trail)
+        .with_trail(trail))
 }
 
 fn raw_headers(stored: &RawMessage) -> Option<Vec<u8>> {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anywire::{Error, ErrorKind, Pattern, Subject};
 use futures::{FutureExt, StreamExt};
@@ -18,11 +18,10 @@ use tokio::task::JoinHandle;
 
 use crate::errors;
 use crate::link::Link;
+use crate::seldom::Seldom;
 
 /// The most bytes that wait, however few the messages are.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// Between two lines of log about dropped messages.
-const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 /// How many messages are moved under one lock.
 const AT_ONCE: usize = 64;
 
@@ -41,7 +40,7 @@ struct Queue {
     waker: Option<Waker>,
     ended: bool,
     dropped: u64,
-    reported: Option<Instant>,
+    reported: Seldom,
 }
 
 impl Inflow {
@@ -65,7 +64,7 @@ impl Inflow {
             waker: None,
             ended: false,
             dropped: 0,
-            reported: None,
+            reported: Seldom::default(),
         }));
         let stop = Arc::new(Notify::new());
         let (filling, stopping) = (Arc::clone(&queue), Arc::clone(&stop));
@@ -205,10 +204,7 @@ impl Queue {
     }
 
     fn report(&mut self, pattern: &Pattern) {
-        let now = Instant::now();
-        let due = |last: Instant| now.duration_since(last) >= BETWEEN_REPORTS;
-        if self.reported.is_none_or(due) {
-            self.reported = Some(now);
+        if self.reported.is_due() {
             let dropped = self.dropped;
             tracing::warn!(
                 %pattern,

@@ -157,7 +157,7 @@ impl Intake {
             while let Poll::Ready(brought) = source.poll(cx, now) {
                 match brought {
                     Brought::Message(message) => {
-                        early.extend(self.shared.take_in(at, *message, now));
+                        early.extend(self.shared.take_in(at, message, now));
                     }
                     Brought::Gone(why) => {
                         gone = Some(why);

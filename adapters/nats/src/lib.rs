@@ -15,6 +15,7 @@ mod ledger;
 mod link;
 mod names;
 mod publisher;
+mod seldom;
 mod settle;
 mod source;
 mod subscriber;

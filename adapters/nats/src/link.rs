@@ -45,6 +45,9 @@ pub(crate) struct Link {
     inbox: String,
     /// What was published to last.
     subject: Mutex<Subject>,
+    /// How often somebody has asked whether the server has seen what was sent before, and up to which of them it has.
+    asked: AtomicU64,
+    seen: tokio::sync::Mutex<u64>,
     state: Arc<State>,
     listener: JoinHandle<()>,
 }
@@ -164,6 +167,8 @@ impl Link {
             client,
             inbox,
             subject: Mutex::new(Subject::from_static("")),
+            asked: AtomicU64::new(0),
+            seen: tokio::sync::Mutex::new(0),
             state,
             listener,
         };
@@ -266,6 +271,25 @@ impl Link {
         };
         self.send(echo).await?;
         reply.await.map(drop).map_err(Error::from)
+    }
+
+    /// As [`echo`](Self::echo), for what was sent on connection `epoch`. One round trip answers all who have asked before
+    /// it began.
+    ///
+    /// # Errors
+    /// `Disconnected` or `Closed`.
+    pub(crate) async fn echo_for_all(&self, epoch: u64) -> Result<(), Error> {
+        let mine = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut seen = self.seen.lock().await;
+        if *seen < mine {
+            let asked = self.asked.load(Ordering::Acquire);
+            self.echo().await?;
+            *seen = asked;
+        }
+        match self.epoch() == epoch {
+            true => Ok(()),
+            false => Err(Lost::Disconnected.into()),
+        }
     }
 
     /// Whether the server has refused us a subscription. It says so by the way; what was said is heard after two echoes.

@@ -42,6 +42,7 @@ pub(crate) fn send(link: &Link, address: Subject, payload: Bytes) {
 
 impl Settle for Shared {
     fn settle(&self, mut batch: SettleBatch) -> Progress<SettleBatch> {
+        let epoch = self.link.epoch();
         let words = self.words(&mut batch);
         if words.is_empty() {
             return Progress::Done(batch);
@@ -66,7 +67,7 @@ impl Settle for Shared {
         // Later the server has given the deliveries to somebody else.
         let deadline = clock.now() + self.connection.config.ack_wait;
         let (link, timer) = (Arc::clone(&self.link), clock.sleep_until(deadline));
-        Progress::pending(confirm_all(link, batch, sent, timer))
+        Progress::pending(confirm_all(link, epoch, batch, sent, timer))
     }
 }
 
@@ -125,9 +126,10 @@ struct Sent {
 }
 
 /// Sends what had no room, and waits until the server has seen it all: each consumer for itself where that is wanted,
-/// else by one round trip.
+/// else by a round trip that many share.
 async fn confirm_all(
     link: Arc<Link>,
+    epoch: u64,
     mut batch: SettleBatch,
     sent: Vec<Sent>,
     mut timer: Sleep,
@@ -157,7 +159,7 @@ async fn confirm_all(
         return batch;
     }
     let seen = tokio::select! {
-        seen = link.echo() => seen,
+        seen = link.echo_for_all(epoch) => seen,
         () = timer => Err(late()),
     };
     if let Err(error) = seen {

@@ -44,8 +44,12 @@ pub(crate) struct Source {
 
 /// What a source brings.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all are messages, and a box for each would be an allocation for each"
+)]
 pub(crate) enum Brought {
-    Message(Box<async_nats::Message>),
+    Message(async_nats::Message),
     /// There is no such consumer, or no stream, or no JetStream.
     Gone(String),
     /// Nothing comes any more: the client was closed.
@@ -124,7 +128,7 @@ impl Source {
                 {
                     self.pin = Some(pin.to_owned());
                 }
-                return Poll::Ready(Brought::Message(Box::new(message)));
+                return Poll::Ready(Brought::Message(message));
             };
             if let Some(why) = self.note(status, &message) {
                 return Poll::Ready(Brought::Gone(why));

@@ -27,6 +27,7 @@ use crate::lease;
 use crate::link::{Again, Link};
 use crate::names;
 use crate::publisher::NatsPublisher;
+use crate::seldom::Seldom;
 use crate::subscriber::NatsSubscriber;
 use crate::topology::Topology;
 
@@ -226,6 +227,7 @@ pub(crate) trait End: Send + Sync {
 pub(crate) struct Health {
     name: String,
     pub(crate) status: watch::Sender<Status>,
+    objections: Seldom,
     /// Whether there is the connection without which nothing goes.
     has_main: AtomicBool,
     /// Whether there is the one that consumes from JetStream, where it is wanted.
@@ -237,6 +239,7 @@ impl Health {
         Self {
             name: name.to_owned(),
             status: watch::Sender::new(Status::Connected),
+            objections: Seldom::default(),
             has_main: AtomicBool::new(true),
             has_consuming: AtomicBool::new(true),
         }
@@ -253,8 +256,11 @@ impl Health {
             Event::Connected => has_link.store(true, Ordering::Release),
             Event::Disconnected | Event::Closed => has_link.store(false, Ordering::Release),
             Event::ServerError(error) => {
-                // A permission that is missing is told like this, for a subject at a time.
-                tracing::warn!(%transport, %error, "the NATS server objects");
+                // A permission that is missing is told like this, for each message that is published without it.
+                metrics::counter!("anywire.nats.objections").increment(1);
+                if self.objections.is_due() {
+                    tracing::warn!(%transport, %error, "the NATS server objects");
+                }
                 return;
             }
             Event::SlowConsumer(_)

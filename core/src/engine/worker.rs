@@ -24,7 +24,7 @@ const PULL: usize = 128;
 const BUDGET: usize = 128;
 /// How many flushes may be under way. What ends meanwhile is flushed together when one of them is over, so that a wire
 /// whose answers take long gets larger batches, not more of them.
-const MAX_FLUSHES: usize = 2;
+const MAX_FLUSHES: usize = 8;
 /// Handlers that keep a worker longer than this each are spread over all workers.
 const SLOW: Duration = Duration::from_micros(20);
 /// One pull in so many is timed.
