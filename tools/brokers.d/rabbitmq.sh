@@ -58,6 +58,7 @@ rabbitmq_install() {
         die "rabbitmq: debootstrap failed; the end of its log is above"
     }
     rm -rf "$tree"/var/cache/apt/archives "$tree"/var/lib/apt/lists
+    echo '127.0.0.1 localhost' >"$tree/etc/hosts"
     touch "$tree/complete"
 }
 
