@@ -101,10 +101,27 @@ impl fmt::Display for Runtime {
 }
 
 /// Runs both sides `rounds` times, in turns, after one round that does not count, and takes each side's median.
+/// With `--side ours` or `--side baseline` only that one runs, for a profiler.
 pub fn alternate(
     rounds: usize,
     mut ours: impl FnMut() -> Measured,
     mut baseline: impl FnMut() -> Measured,
+) -> (Measured, Measured) {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--side");
+    match arguments.nth(1).as_deref() {
+        Some("ours") => return alternate_both(rounds, &mut ours, &mut || Measured::default()),
+        Some("baseline") => {
+            return alternate_both(rounds, &mut || Measured::default(), &mut baseline);
+        }
+        _ => {}
+    }
+    alternate_both(rounds, &mut ours, &mut baseline)
+}
+
+fn alternate_both(
+    rounds: usize,
+    ours: &mut dyn FnMut() -> Measured,
+    baseline: &mut dyn FnMut() -> Measured,
 ) -> (Measured, Measured) {
     let (mut one, mut other) = (Vec::new(), Vec::new());
     ours();

@@ -6,11 +6,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use anywire_tests::outside::{self, Test};
+use anywire_conformance::trials;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -18,26 +18,15 @@ const SAMPLE: &[u8] = include_bytes!("../data/orders.jsonl");
 /// How long a service may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn main() -> ExitCode {
-    let tests: [Test; 4] = [
-        (
-            "the_summary_is_the_same_on_memory_and_on_jetstream",
-            the_summary_is_the_same_on_memory_and_on_jetstream,
-        ),
-        (
-            "two_services_share_the_work_of_a_customer_elsewhere",
-            two_services_share_the_work_of_a_customer_elsewhere,
-        ),
-        (
-            "what_dies_in_the_middle_loses_no_order",
-            what_dies_in_the_middle_loses_no_order,
-        ),
-        ("core_nats_is_refused", core_nats_is_refused),
-    ];
-    outside::run(&["ANYWIRE_TEST_NATS_SERVER"], &tests)
-}
+trials![
+    ["ANYWIRE_TEST_NATS_SERVER"] =>
+    the_summary_is_the_same_on_memory_and_on_jetstream,
+    two_services_share_the_work_of_a_customer_elsewhere,
+    what_dies_in_the_middle_loses_no_order,
+    core_nats_is_refused,
+];
 
-fn the_summary_is_the_same_on_memory_and_on_jetstream() {
+async fn the_summary_is_the_same_on_memory_and_on_jetstream() {
     let broker = Broker::start();
     assert_eq!(
         balanced(Program::start(&broker.url, &[]).output()),
@@ -45,7 +34,7 @@ fn the_summary_is_the_same_on_memory_and_on_jetstream() {
     );
 }
 
-fn two_services_share_the_work_of_a_customer_elsewhere() {
+async fn two_services_share_the_work_of_a_customer_elsewhere() {
     let broker = Broker::start();
     let logs = ["one", "other"].map(|name| broker.home.path().join(name));
     let services = logs.each_ref().map(|log| Program::serve(&broker.url, log));
@@ -63,7 +52,7 @@ fn two_services_share_the_work_of_a_customer_elsewhere() {
     }
 }
 
-fn what_dies_in_the_middle_loses_no_order() {
+async fn what_dies_in_the_middle_loses_no_order() {
     let broker = Broker::start();
     let log = broker.home.path().join("shop");
     let serve = || Program::serve(&broker.url, &log);
@@ -96,7 +85,7 @@ fn what_dies_in_the_middle_loses_no_order() {
 }
 
 /// Core NATS keeps nothing, so that an order could get lost. The shop does not start on it.
-fn core_nats_is_refused() {
+async fn core_nats_is_refused() {
     let broker = Broker::start();
     let mut shop = Program::command(&broker.url, &["serve"]);
     shop.env("ANYWIRE__TRANSPORTS__MAIN__NATS__JETSTREAM", "false");

@@ -1,7 +1,4 @@
 //! The README and the guide, compiled and run as doc tests. They lie outside of the published packages, so it is done here.
-//! And what tests of several packages have in common.
-
-pub mod outside;
 
 #[doc = include_str!("../../README.md")]
 pub mod readme {}

@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anywire::{
     App, Client, Context, ErrorKind, Failure, HandlerError, Headers, Message, MessageId, Param,
     Router,
 };
-use anywire_tests::outside;
+use anywire_conformance::trials;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -44,15 +44,7 @@ struct Seen {
     id: Option<MessageId>,
 }
 
-fn main() -> ExitCode {
-    outside::run(
-        &NEEDS,
-        &[("a_foreign_program_takes_part", || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(a_foreign_program_takes_part());
-        })],
-    )
-}
+trials![[NEEDS[0], NEEDS[1]] => a_foreign_program_takes_part];
 
 async fn a_foreign_program_takes_part() {
     let [url, python] = NEEDS.map(|name| std::env::var(name).unwrap());

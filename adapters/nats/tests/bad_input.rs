@@ -1,19 +1,21 @@
 //! Messages from outside that are broken or too large: each harms itself and nothing else.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/service.rs"]
-mod service;
+#[path = "support/raw_publisher.rs"]
+mod raw_publisher;
 mod support;
 
 use std::time::Duration;
 
 use anywire::{Context, ErrorKind, Failure, Message, Raw, Result, Router, Subscription};
 use anywire_conformance::proxy::Proxy;
-use service::{RawPublisher, Seen, app, configured, dead_letters, soon, until, until_async};
-use support::Server;
-use support::trials::tests_with_a_server;
+use anywire_conformance::rig::{Seen, dead_letters, soon, until, until_async};
+use anywire_conformance::trials;
+use raw_publisher::RawPublisher;
+use support::{Server, app, configured};
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     messages_with_hostile_headers_become_dead_letters_and_the_others_are_handled,
     a_backlog_full_of_hostile_messages_is_worked_off_by_two_instances,
     a_hostile_message_among_the_retries_holds_none_of_them_back,
@@ -73,7 +75,7 @@ async fn messages_with_hostile_headers_become_dead_letters_and_the_others_are_ha
     let router = Router::new().on_event("shop.placed", seen.handler());
     let app = app("shop", &format!("nats://{}", proxy.address()));
     let app = app.router(router).start().await.unwrap();
-    let mut letters = dead_letters(&app.client(), "shop").await;
+    let mut letters = dead_letters(&app.client(), "shop").await.unwrap();
     let bodies = store(&server, "shop.placed", 1);
     find(&mut letters, &bodies).await;
     until("the good one", || seen.has_all([0])).await;
@@ -105,7 +107,7 @@ async fn a_backlog_full_of_hostile_messages_is_worked_off_by_two_instances() {
     start().await.unwrap().shutdown().await.unwrap();
     let bodies = store(&server, "shop.placed", 30);
     let (one, other) = futures::future::try_join(start(), start()).await.unwrap();
-    let mut letters = dead_letters(&one.client(), "shop").await;
+    let mut letters = dead_letters(&one.client(), "shop").await.unwrap();
     find(&mut letters, &bodies).await;
     until("the good ones", || seen.has_all(0..30)).await;
     one.shutdown().await.unwrap();
@@ -133,7 +135,7 @@ async fn a_hostile_message_among_the_retries_holds_none_of_them_back() {
         .start()
         .await
         .unwrap();
-    let mut letters = dead_letters(&app.client(), "shop").await;
+    let mut letters = dead_letters(&app.client(), "shop").await.unwrap();
     for n in 0..20 {
         app.client().emit("shop.placed", &n).await.unwrap();
     }

@@ -17,12 +17,13 @@ use anywire::pattern::request_reply::CallSpec;
 use anywire::pattern::{Batch, pull};
 use anywire::transport::{Adapter, Transport};
 use anywire::{App, Error, ErrorKind, Message, MessageId, Pattern, Subject};
+use anywire_conformance::trials;
 use async_nats::jetstream;
 use async_nats::jetstream::stream;
 use support::Server;
-use support::trials::tests_with_a_server;
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     overlapping_patterns_of_two_services_find_one_stream_in_either_order,
     what_an_operators_stream_holds_in_part_is_refused_with_its_name,
     widening_never_takes_a_call_that_is_known,

@@ -1,8 +1,6 @@
 //! More than can be handled: memory stays flat, what may be lost is dropped and counted, and the rest waits its turn.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/service.rs"]
-mod service;
 mod support;
 
 use std::sync::Arc;
@@ -11,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use anywire::{Guarantee, Ignore, Result, Route, Router};
 use anywire_conformance::BrokerControl;
-use anywire_conformance::proxy::Proxy;
+use anywire_conformance::rig::{Seen, resident, until};
+use anywire_conformance::trials;
 use bytes::Bytes;
 use futures::StreamExt;
-use service::{Seen, app, foreign, resident, until};
-use support::trials::tests_with_a_server;
-use support::{Broker, Server};
+use support::{Server, app, foreign};
 use tokio::sync::{Mutex, Semaphore};
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     large_messages_that_nobody_handles_fill_no_memory,
     emits_that_may_be_lost_fill_no_memory_while_the_server_is_frozen,
 ];
@@ -74,8 +72,7 @@ async fn large_messages_that_nobody_handles_fill_no_memory() {
 async fn emits_that_may_be_lost_fill_no_memory_while_the_server_is_frozen() {
     let _alone = ALONE.lock().await;
     let server = Server::start("").unwrap();
-    let proxy = Proxy::start(server.address()).await.unwrap();
-    let broker = Broker { server, proxy };
+    let broker = server.behind_a_proxy().await;
     let seen = Seen::default();
     let router = Router::new()
         .route(

@@ -1,18 +1,17 @@
 //! What a user may not do is refused to him at once, and the rest goes on.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/service.rs"]
-mod service;
 mod support;
 
 use std::time::Duration;
 
 use anywire::{ErrorKind, Ignore, Result, Router};
-use service::{Seen, app, until};
-use support::Server;
-use support::trials::tests_with_a_server;
+use anywire_conformance::rig::{Seen, until};
+use anywire_conformance::trials;
+use support::{Server, app};
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     a_subject_that_may_not_be_published_to_is_denied_and_the_others_go_on,
     what_may_not_be_served_or_provisioned_stops_the_start_by_its_name,
     an_event_that_may_be_lost_and_may_not_be_sent_harms_nobody,

@@ -2,64 +2,25 @@
 //! counted.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/books.rs"]
-mod books;
-#[path = "support/service.rs"]
-mod service;
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anywire::{Client, Context, Failure, Router};
 use anywire_conformance::Profile;
-use books::Books;
-use futures::StreamExt;
-use rustix::process::Signal;
-use service::{app, until};
-use support::Server;
-use support::trials::tests_with_a_server;
+use anywire_conformance::rig::{Books, storm};
+use anywire_conformance::trials;
+use support::{Server, app};
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     nothing_accepted_is_lost_through_twenty_restarts,
     no_retry_and_no_dead_letter_is_lost_through_restarts,
 ];
 
-/// How many emits wait for their confirmation at once.
-const IN_FLIGHT: usize = 256;
 /// The most messages that may come again for each restart: what a handler holds, and what it has settled and the server
 /// has not written down.
 const AGAIN: u64 = 1_400;
-
-/// Ends the server again and again, each time that another share of the messages was handled.
-async fn restart(server: &Server, books: &Books, messages: usize, restarts: usize) {
-    for n in 1..=restarts {
-        let share = messages * n / (restarts + 1);
-        until("progress", || books.balance().handled >= share).await;
-        let signal = if n % 2 == 0 {
-            Signal::KILL
-        } else {
-            Signal::TERM
-        };
-        server.end(signal).unwrap();
-        server.launch().unwrap();
-    }
-}
-
-/// Emits all messages while the server ends again and again, and waits until each that was accepted is in the books.
-async fn storm(server: &Server, books: &Books, client: &Client, messages: usize, restarts: usize) {
-    let start = Instant::now();
-    let timeout = Duration::from_secs(30);
-    let emitting = futures::stream::iter(0..messages)
-        .for_each_concurrent(IN_FLIGHT, |_| books.emit(client, "shop.placed", timeout));
-    futures::future::join(emitting, restart(server, books, messages, restarts)).await;
-    until("all that was accepted", || books.balance().lost == 0).await;
-    let seconds = start.elapsed().as_secs_f64();
-    let balance = books.balance();
-    println!("{restarts} restarts in {seconds:.1} s: {balance:?}");
-    books.assert_true();
-    assert_eq!(balance.refused, 0, "refused though there was time");
-    assert!(balance.again <= restarts as u64 * AGAIN, "{balance:?}");
-}
 
 async fn nothing_accepted_is_lost_through_twenty_restarts() {
     let server = Server::start("").unwrap();
@@ -75,6 +36,7 @@ async fn nothing_accepted_is_lost_through_twenty_restarts() {
         .unwrap()
         .pick(20_000, 100_000, 1_000_000);
     storm(&server, &books, &client, messages, 20).await;
+    assert!(books.balance().again <= 20 * AGAIN, "{:?}", books.balance());
     client.close().await.unwrap();
     consumer.shutdown().await.unwrap();
 }
@@ -109,6 +71,7 @@ async fn no_retry_and_no_dead_letter_is_lost_through_restarts() {
         .unwrap();
     let client = Client::connect(app("till", &server.url())).await.unwrap();
     storm(&server, &books, &client, 5_000, 6).await;
+    assert!(books.balance().again <= 6 * AGAIN, "{:?}", books.balance());
     assert_eq!(consumer.health().handlers[0].stuck, 0);
     client.close().await.unwrap();
     consumer.shutdown().await.unwrap();

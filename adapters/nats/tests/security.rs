@@ -3,8 +3,6 @@
 
 #[path = "support/keys.rs"]
 mod keys;
-#[path = "support/service.rs"]
-mod service;
 mod support;
 
 use std::error::Error as _;
@@ -15,14 +13,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anywire::{Error, ErrorKind, Router};
 use anywire_conformance::proxy::Proxy;
+use anywire_conformance::rig::{Seen, until};
+use anywire_conformance::trials;
 use keys::{Authority, Operator};
-use service::{Seen, configured, shop, until};
-use support::Server;
-use support::trials::tests_with_a_server;
+use support::{Server, configured, shop};
 use tempfile::TempDir;
 use tracing_subscriber::filter::LevelFilter;
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     a_wrong_password_or_token_is_told_once,
     an_nkey_that_nobody_knows_or_nobody_can_read_is_told_once,
     expired_credentials_are_told_once,

@@ -1,20 +1,19 @@
 //! Streams and consumers that others make, fill and delete.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/service.rs"]
-mod service;
 mod support;
 
 use std::time::Duration;
 
 use anywire::{Client, ErrorKind, Result, Router};
+use anywire_conformance::rig::{Seen, soon, until, until_async};
+use anywire_conformance::trials;
 use async_nats::jetstream::{self, stream};
 use futures::TryStreamExt;
-use service::{Seen, app, configured, foreign, shop, soon, until, until_async};
-use support::Server;
-use support::trials::tests_with_a_server;
+use support::{Server, app, configured, foreign, shop};
 
-tests_with_a_server![
+trials![
+    [support::SERVER] =>
     a_stream_that_is_deleted_is_made_again_and_its_consumer_goes_on,
     a_consumer_that_is_deleted_is_made_again_and_misses_nothing,
     a_full_stream_refuses_by_its_name_and_takes_more_when_there_is_room,

@@ -12,6 +12,7 @@ mod leaks;
 mod ledger;
 mod profile;
 pub mod proxy;
+pub mod rig;
 mod runner;
 mod sabotage;
 pub mod sections;

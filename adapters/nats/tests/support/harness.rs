@@ -10,18 +10,18 @@ use std::sync::Arc;
 use anywire::Subject;
 use anywire::pattern::publish_subscribe::SubscriptionId;
 use anywire::transport::Adapter;
-use anywire_conformance::proxy::Proxy;
+use anywire_conformance::rig::{Broker, trials};
 use anywire_conformance::{BrokerControl, Foreign, Harness, Raw};
 use async_nats::jetstream::consumer;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use async_trait::async_trait;
 use futures::TryStreamExt;
 
-use super::{Broker, Server, missing};
+use super::{SERVER, Server};
 
 /// Runs the suite on a server of its own, which it may break.
 pub(crate) fn run(name: &'static str, config: &'static str) -> ExitCode {
-    if let Some(reason) = missing() {
+    if let Some(reason) = trials::missing(&[SERVER]) {
         println!("{name}: ignored, {reason}");
         return ExitCode::SUCCESS;
     }
@@ -33,12 +33,11 @@ pub(crate) fn run(name: &'static str, config: &'static str) -> ExitCode {
         .expect("a runtime");
     let nats = runtime.block_on(async {
         let server = Server::start("")?;
-        let proxy = Proxy::start(server.address()).await?;
         let native = async_nats::connect(server.url()).await;
         Ok::<_, io::Error>(Nats {
             name,
             config,
-            broker: Broker { server, proxy },
+            broker: server.behind_a_proxy().await,
             native: native.map_err(io::Error::other)?,
         })
     });

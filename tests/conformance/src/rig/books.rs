@@ -1,7 +1,5 @@
 //! Who sent what, and what was handled: the books of one stream of numbered events.
 
-#![allow(dead_code, reason = "each test program uses its part")]
-
 use std::collections::{HashMap, HashSet};
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -11,11 +9,11 @@ use anywire::{Client, ErrorKind, Result};
 use parking_lot::Mutex;
 
 /// How much longer than its deadline anything may take on a busy machine.
-pub(crate) const SLACK: Duration = Duration::from_secs(1);
+pub const SLACK: Duration = Duration::from_secs(1);
 
 /// Books that balance when all that was accepted is handled.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Books(Arc<Mutex<Entries>>);
+pub struct Books(Arc<Mutex<Entries>>);
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -31,21 +29,26 @@ struct Entries {
 
 /// What the books say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Balance {
-    pub(crate) sent: usize,
-    pub(crate) accepted: usize,
-    pub(crate) unknown: usize,
-    pub(crate) refused: usize,
-    pub(crate) handled: usize,
-    pub(crate) again: u64,
-    pub(crate) lost: u64,
+pub struct Balance {
+    /// How many emits have ended.
+    pub sent: usize,
+    /// How many of them the wire has taken.
+    pub accepted: usize,
+    /// How many of them it may have taken.
+    pub unknown: usize,
+    /// How many of them it has not.
+    pub refused: usize,
+    /// How many different numbers were handled.
+    pub handled: usize,
+    /// How often one was handled that had been before.
+    pub again: u64,
+    /// How many were accepted and not handled yet.
+    pub lost: u64,
 }
 
 impl Books {
     /// A handler that enters what it is given.
-    pub(crate) fn handler(
-        &self,
-    ) -> impl Fn(u64) -> Ready<Result<()>> + Send + Sync + 'static + use<> {
+    pub fn handler(&self) -> impl Fn(u64) -> Ready<Result<()>> + Send + Sync + 'static + use<> {
         let books = self.clone();
         move |number| {
             books.handle(number);
@@ -65,7 +68,10 @@ impl Books {
     }
 
     /// Emits the next number, by this deadline.
-    pub(crate) async fn emit(&self, client: &Client, subject: &str, timeout: Duration) {
+    ///
+    /// # Panics
+    /// When it takes longer.
+    pub async fn emit(&self, client: &Client, subject: &str, timeout: Duration) {
         let number = {
             let mut entries = self.0.lock();
             entries.next += 1;
@@ -90,7 +96,9 @@ impl Books {
         }
     }
 
-    pub(crate) fn balance(&self) -> Balance {
+    /// The balance of the moment.
+    #[must_use]
+    pub fn balance(&self) -> Balance {
         let entries = self.0.lock();
         Balance {
             sent: entries.accepted.len() + entries.unknown.len() + entries.refused.len(),
@@ -103,9 +111,11 @@ impl Books {
         }
     }
 
+    /// Looks for what came from nowhere.
+    ///
     /// # Panics
     /// For what was handled and refused, or never sent.
-    pub(crate) fn assert_true(&self) {
+    pub fn assert_true(&self) {
         let entries = self.0.lock();
         for number in entries.handled.keys() {
             let sent = entries.accepted.contains(number) || entries.unknown.contains(number);

@@ -1,0 +1,69 @@
+//! A server behind a proxy.
+
+use std::io;
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+
+use super::{Program, Signal};
+use crate::BrokerControl;
+use crate::proxy::{Direction, Proxy};
+
+/// A server's program, and the proxy that clients go through.
+#[derive(Debug)]
+pub struct Broker {
+    /// The server.
+    pub program: Program,
+    /// What stands before it.
+    pub proxy: Proxy,
+}
+
+impl Broker {
+    /// Puts a proxy before a program that listens at `address`.
+    ///
+    /// # Errors
+    /// Where the proxy finds no port.
+    pub async fn start(program: Program, address: SocketAddr) -> io::Result<Self> {
+        let proxy = Proxy::start(address).await?;
+        Ok(Self { program, proxy })
+    }
+}
+
+#[async_trait]
+impl BrokerControl for Broker {
+    async fn start(&self) -> io::Result<()> {
+        self.program.launch()
+    }
+
+    async fn stop(&self) -> io::Result<()> {
+        self.program.end(Signal::TERM)
+    }
+
+    async fn kill(&self) -> io::Result<()> {
+        self.program.end(Signal::KILL)
+    }
+
+    async fn freeze(&self) -> io::Result<()> {
+        self.program.signal(Signal::STOP)
+    }
+
+    async fn thaw(&self) -> io::Result<()> {
+        self.program.signal(Signal::CONT)
+    }
+
+    async fn cut(&self) -> io::Result<()> {
+        for direction in Direction::BOTH {
+            self.proxy.blackhole(direction);
+        }
+        Ok(())
+    }
+
+    async fn heal(&self) -> io::Result<()> {
+        self.proxy.heal().await
+    }
+
+    async fn kill_connections(&self) -> io::Result<()> {
+        self.proxy.reset_all();
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! What tests against a real broker have in common, beside the suite: a server that can be started and broken, tests that
+//! are ignored where there is none, and books of what was sent and handled.
+
+mod books;
+mod broker;
+mod outage;
+mod program;
+mod remains;
+mod seen;
+mod storm;
+pub mod trials;
+mod waiting;
+
+pub use books::{Balance, Books, SLACK};
+pub use broker::Broker;
+pub use outage::Outage;
+pub use program::{Program, Signal, free_port};
+pub use remains::{leaves_nothing, resident};
+pub use seen::{Seen, dead_letters};
+pub use storm::storm;
+pub use waiting::{soon, until, until_async};

@@ -1,0 +1,125 @@
+//! A server's program, as a process group of its own.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, kill_process_group};
+
+pub use rustix::process::Signal;
+
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A port on loopback that nobody listens to at the moment.
+///
+/// # Errors
+/// Where there is none.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
+}
+
+/// A program that can be started, signalled and started again. It is killed when its value is dropped.
+pub struct Program {
+    command: Box<dyn Fn() -> Command + Send + Sync>,
+    is_ready: fn(&str) -> bool,
+    child: Mutex<Option<Child>>,
+}
+
+impl Program {
+    /// Starts what `command` makes, and returns when a line of its log, on either output, says that it is ready.
+    ///
+    /// # Errors
+    /// Where it cannot be started or ends before that, with its last line, or takes longer than a minute.
+    pub fn start(
+        command: impl Fn() -> Command + Send + Sync + 'static,
+        is_ready: fn(&str) -> bool,
+    ) -> io::Result<Self> {
+        let program = Self {
+            command: Box::new(command),
+            is_ready,
+            child: Mutex::default(),
+        };
+        program.launch()?;
+        Ok(program)
+    }
+
+    /// Starts it again after its end.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn launch(&self) -> io::Result<()> {
+        let (log, output) = io::pipe()?;
+        let child = (self.command)()
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .spawn()?;
+        *self.child.lock() = Some(child);
+        let (ready, readiness) = mpsc::sync_channel(1);
+        let is_ready = self.is_ready;
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(log).split(b'\n').map_while(Result::ok);
+            let mut last = String::new();
+            let started = lines.any(|line| {
+                last = String::from_utf8_lossy(&line).into_owned();
+                is_ready(&last)
+            });
+            let _ = ready.send(if started { Ok(()) } else { Err(last) });
+            // The program must always find a reader. This ends with it.
+            lines.for_each(drop);
+        });
+        match readiness.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(last)) => Err(io::Error::other(format!(
+                "the server ended at its start: {last}"
+            ))),
+            Err(_) => Err(io::Error::other("the server does not start")),
+        }
+    }
+
+    /// Sends a signal to all of its processes.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let child = self.child.lock();
+        let Some(child) = &*child else {
+            return Err(io::Error::other("the server does not run"));
+        };
+        Ok(kill_process_group(Pid::from_child(child), signal)?)
+    }
+
+    /// Sends a signal that ends it, and waits for the end.
+    ///
+    /// # Errors
+    /// As [`signal`](Self::signal).
+    pub fn end(&self, signal: Signal) -> io::Result<()> {
+        self.signal(signal)?;
+        let child = self.child.lock().take();
+        child.map_or(Ok(()), |mut child| child.wait().map(drop))
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("child", &self.child)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // A stopped group dies of it, too.
+        let _ = self.end(Signal::KILL);
+    }
+}
