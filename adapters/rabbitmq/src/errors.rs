@@ -46,6 +46,10 @@ pub(crate) fn is_soft(error: &lapin::Error, soft: &AMQPSoftError) -> bool {
 
 /// The error of an operation on a channel.
 pub(crate) fn operation(error: lapin::Error) -> Error {
+    if matches!(error.kind(), lapin::ErrorKind::ChannelsLimitReached) {
+        let message = "the connection has as many channels as RabbitMQ allows; raise its channel_max, or have fewer handlers in one app";
+        return Error::new(ErrorKind::Overloaded, message).with_source(error);
+    }
     let Some(refused) = refusal(&error) else {
         return disconnected().with_source(error);
     };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anywire::config::TransportConfig;
-use anywire::{Error, ErrorKind};
+use anywire::Error;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};

@@ -1,0 +1,560 @@
+//! The broker's objects: which there must be for a subscription, a store, a delay or a call, and what they are made of.
+//!
+//! The broker closes the channel on which it refuses something, so each object is looked after on a channel of its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anywire::config::TransportConfig;
+use anywire::pattern::publish_subscribe::{Guarantee, Order, Provision, Spec, Store};
+use anywire::{Error, ErrorKind, Pattern};
+use lapin::options::{
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+use parking_lot::Mutex;
+
+use crate::config::{MAX_TIMER, QueueType, RabbitmqConfig};
+use crate::errors;
+use crate::link::Link;
+use crate::names::{self, Names};
+
+/// The broker must not give a message up by itself: 4.x does after 20 deliveries unless told otherwise, and 3.x takes no
+/// `-1` for never. With a limit, however high, what is returned keeps its place in the queue.
+const DELIVERY_LIMIT: i64 = i32::MAX as i64;
+/// How long a private queue outlives its instance: longer than a reconnect takes.
+const PRIVATE_EXPIRY: Duration = Duration::from_secs(60);
+/// How long a delay queue outlives the last message that was put into it.
+const DELAY_MARGIN: Duration = Duration::from_secs(20 * 60);
+/// How often it is declared anew, which renews its time.
+const DELAY_RENEWAL: Duration = Duration::from_secs(5 * 60);
+/// How many delay queues we remember to have declared.
+const DELAYS: usize = 4096;
+/// The longest step: the broker's timers reach no further.
+const LAST_STEP: u32 = 22;
+
+/// Looks after the broker's objects.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub(crate) names: Names,
+    config: RabbitmqConfig,
+    transport: Arc<TransportConfig>,
+    delays: Mutex<HashMap<String, Instant>>,
+}
+
+/// A queue, as it is declared.
+struct Wanted {
+    name: String,
+    arguments: FieldTable,
+    auto_delete: bool,
+}
+
+/// What a subscription consumes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) queue: String,
+    /// Whether it was made now: what a store kept for it is to be taken along.
+    pub(crate) is_new: bool,
+}
+
+impl Topology {
+    pub(crate) fn new(config: RabbitmqConfig, transport: Arc<TransportConfig>) -> Self {
+        Self {
+            names: Names::new(&config.exchange),
+            config,
+            transport,
+            delays: Mutex::default(),
+        }
+    }
+
+    /// The name of a subscription's queue; `unique` is for one that is private.
+    pub(crate) fn queue(&self, spec: &Spec, unique: u128) -> String {
+        let subscription = &spec.subscription;
+        match (&subscription.group, spec.guarantee) {
+            (None, _) => self.names.private(unique),
+            (Some(_), Guarantee::AtMostOnce) => self.names.fleeting(subscription),
+            (Some(_), Guarantee::AtLeastOnce) => self.names.subscription(subscription),
+        }
+    }
+
+    /// Makes sure that the queue of a subscription is there and bound.
+    pub(crate) async fn ensure_subscription(
+        &self,
+        link: &Link,
+        spec: &Spec,
+        unique: u128,
+    ) -> Result<Source, Error> {
+        let pattern = &spec.subscription.pattern;
+        let queue = self.queue(spec, unique);
+        // A private queue, and one that may go away by itself, is made whatever the policy: nobody else could.
+        let provision = match spec.subscription.group {
+            None => Provision::Create,
+            Some(_) => spec.provision,
+        };
+        if provision == Provision::None {
+            return Ok(Source {
+                queue,
+                is_new: false,
+            });
+        }
+        let exchange = self.names.exchange();
+        self.ensure_exchange(link, exchange, spec.provision).await?;
+        if *queue == self.names.store(pattern) && pattern.is_dead_letters() {
+            let is_new = self
+                .ensure_dead_letters(link, pattern, spec.retention, provision)
+                .await?;
+            return Ok(Source { queue, is_new });
+        }
+        let wanted = self.of_subscription(spec, queue);
+        let is_new = self.ensure_queue(link, &wanted, provision).await?;
+        self.bind(link, &wanted.name, exchange, pattern, provision)
+            .await?;
+        Ok(Source {
+            queue: wanted.name,
+            is_new,
+        })
+    }
+
+    /// Makes sure that there is a place for what matches a pattern before anybody subscribes.
+    pub(crate) async fn ensure_store(&self, link: &Link, store: &Store) -> Result<(), Error> {
+        let Store {
+            pattern,
+            retention,
+            provision,
+        } = store;
+        if *provision == Provision::None {
+            return Ok(());
+        }
+        let exchange = self.names.exchange();
+        self.ensure_exchange(link, exchange, *provision).await?;
+        if pattern.is_dead_letters() && pattern.is_literal() {
+            self.ensure_dead_letters(link, pattern, *retention, *provision)
+                .await?;
+            return Ok(());
+        }
+        let wanted = Wanted {
+            name: self.names.store(pattern),
+            arguments: self.durable(pattern, *retention),
+            auto_delete: false,
+        };
+        self.ensure_queue(link, &wanted, *provision).await?;
+        self.bind(link, &wanted.name, exchange, pattern, *provision)
+            .await
+    }
+
+    /// The queue of dead letters is there for its readers as it is: they may not agree with its writer about retention.
+    async fn ensure_dead_letters(
+        &self,
+        link: &Link,
+        pattern: &Pattern,
+        retention: Duration,
+        provision: Provision,
+    ) -> Result<bool, Error> {
+        let wanted = Wanted {
+            name: self.names.store(pattern),
+            arguments: self.durable(pattern, retention),
+            auto_delete: false,
+        };
+        let is_new = !self.exists(link, &wanted.name).await?;
+        if is_new {
+            self.ensure_queue(link, &wanted, provision).await?;
+        }
+        let exchange = self.names.exchange();
+        self.bind(link, &wanted.name, exchange, pattern, provision)
+            .await?;
+        Ok(is_new)
+    }
+
+    /// Makes sure that calls to a pattern find their way; the name of their queue.
+    pub(crate) async fn ensure_calls(
+        &self,
+        link: &Link,
+        pattern: &Pattern,
+    ) -> Result<String, Error> {
+        let exchange = self.names.calls_exchange();
+        self.ensure_exchange(link, &exchange, Provision::Create)
+            .await?;
+        let mut arguments = FieldTable::default();
+        put_text(&mut arguments, "x-queue-type", "classic");
+        let wanted = Wanted {
+            name: self.names.calls(pattern),
+            arguments,
+            auto_delete: true,
+        };
+        self.ensure_queue(link, &wanted, Provision::Create).await?;
+        self.bind(link, &wanted.name, &exchange, pattern, Provision::Create)
+            .await?;
+        Ok(wanted.name)
+    }
+
+    /// Makes sure that messages for a queue can wait; the queue where they do.
+    ///
+    /// # Errors
+    /// `NoRoute` where there is no such queue; `Unsupported` for a delay beyond the broker's timers.
+    pub(crate) async fn ensure_delay_for(
+        &self,
+        link: &Link,
+        queue: &str,
+        delay: Duration,
+    ) -> Result<String, Error> {
+        let step = step(delay)?;
+        let name = self.names.delay_for(step, queue);
+        if self.is_declared(&name) {
+            return Ok(name);
+        }
+        if !self.exists(link, queue).await? {
+            return Err(Error::new(
+                ErrorKind::NoRoute,
+                "the subscription has no queue on the broker; start its handler first",
+            ));
+        }
+        let mut arguments = self.waiting(step);
+        put_text(&mut arguments, "x-dead-letter-exchange", "");
+        put_text(&mut arguments, "x-dead-letter-routing-key", queue);
+        if self.config.queue_type == QueueType::Quorum {
+            put_text(&mut arguments, "x-dead-letter-strategy", "at-least-once");
+        }
+        let wanted = Wanted {
+            name,
+            arguments,
+            auto_delete: false,
+        };
+        self.ensure_queue(link, &wanted, Provision::Create).await?;
+        self.declared(&wanted.name);
+        Ok(wanted.name)
+    }
+
+    /// Makes sure that events can wait; the exchange that takes them.
+    ///
+    /// # Errors
+    /// `Unsupported` for a delay beyond the broker's timers.
+    pub(crate) async fn ensure_delay(
+        &self,
+        link: &Link,
+        delay: Duration,
+    ) -> Result<String, Error> {
+        let step = step(delay)?;
+        let name = self.names.delay(step);
+        if self.is_declared(&name) {
+            return Ok(name);
+        }
+        let mut arguments = self.waiting(step);
+        // Without a key of its own, what is due goes on under the one that it came with. An event that nobody wants when it is
+        // due must not stay here and hold the others: the broker's at-least-once way would.
+        put_text(
+            &mut arguments,
+            "x-dead-letter-exchange",
+            self.names.exchange(),
+        );
+        let wanted = Wanted {
+            name,
+            arguments,
+            auto_delete: false,
+        };
+        let channel = link.channel().await?;
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let declared = channel.exchange_declare(
+            wanted.name.as_str().into(),
+            ExchangeKind::Fanout,
+            options,
+            FieldTable::default(),
+        );
+        declared.await.map_err(errors::operation)?;
+        self.ensure_exchange(link, self.names.exchange(), Provision::Create)
+            .await?;
+        self.ensure_queue(link, &wanted, Provision::Create).await?;
+        let name = wanted.name.as_str();
+        let bound = channel.queue_bind(
+            name.into(),
+            name.into(),
+            "".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        bound.await.map_err(errors::operation)?;
+        self.declared(name);
+        Ok(wanted.name)
+    }
+
+    /// Whether a queue is there.
+    pub(crate) async fn exists(&self, link: &Link, queue: &str) -> Result<bool, Error> {
+        let channel = link.channel().await?;
+        match passive(&channel, queue).await {
+            Ok(()) => Ok(true),
+            Err(error) if errors::is_soft(&error, &AMQPSoftError::NOTFOUND) => Ok(false),
+            // Only its owner sees a queue that is exclusive, and it is there.
+            Err(error) if errors::is_soft(&error, &AMQPSoftError::RESOURCELOCKED) => Ok(true),
+            Err(error) => Err(errors::operation(error)),
+        }
+    }
+
+    /// Deletes a queue, if it is there.
+    pub(crate) async fn delete(&self, link: &Link, queue: &str) -> Result<(), Error> {
+        let channel = link.channel().await?;
+        let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default());
+        deleted.await.map(drop).map_err(errors::operation)
+    }
+
+    async fn ensure_exchange(
+        &self,
+        link: &Link,
+        name: &str,
+        provision: Provision,
+    ) -> Result<(), Error> {
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            passive: provision == Provision::Verify,
+            ..ExchangeDeclareOptions::default()
+        };
+        let channel = link.channel().await?;
+        let declared = channel.exchange_declare(
+            name.into(),
+            ExchangeKind::Topic,
+            options,
+            FieldTable::default(),
+        );
+        let declared = declared.await.map_err(errors::operation);
+        declared.map_err(|error| self.at(error, "exchange", name))
+    }
+
+    /// Declares a queue; tells whether it was not there before.
+    async fn ensure_queue(
+        &self,
+        link: &Link,
+        wanted: &Wanted,
+        provision: Provision,
+    ) -> Result<bool, Error> {
+        let name = wanted.name.as_str();
+        let exists = self.exists(link, name).await?;
+        if !exists && provision == Provision::Verify {
+            let message = "the queue does not exist; create it, or set `provision = \"create\"`";
+            let error = Error::new(ErrorKind::NotFound, message);
+            return Err(self.at(error, "queue", name));
+        }
+        let options = QueueDeclareOptions {
+            durable: true,
+            auto_delete: wanted.auto_delete,
+            ..QueueDeclareOptions::default()
+        };
+        let channel = link.channel().await?;
+        // Declaring what is there compares it, and the broker names what differs.
+        let declared = channel.queue_declare(name.into(), options, wanted.arguments.clone());
+        match declared.await {
+            Ok(_) => {}
+            Err(error)
+                if exists
+                    && provision == Provision::Verify
+                    && errors::is_soft(&error, &AMQPSoftError::ACCESSREFUSED) =>
+            {
+                tracing::info!(
+                    queue = name,
+                    "the user may not configure the queue, so its arguments cannot be compared"
+                );
+            }
+            Err(error) => return Err(self.at(errors::operation(error), "queue", name)),
+        }
+        if !exists {
+            tracing::info!(transport = %self.transport.name, queue = name, "a queue was created");
+        }
+        Ok(!exists)
+    }
+
+    async fn bind(
+        &self,
+        link: &Link,
+        queue: &str,
+        exchange: &str,
+        pattern: &Pattern,
+        provision: Provision,
+    ) -> Result<(), Error> {
+        if provision != Provision::Create {
+            // AMQP cannot ask for bindings.
+            return Ok(());
+        }
+        let channel = link.channel().await?;
+        let bound = channel.queue_bind(
+            queue.into(),
+            exchange.into(),
+            names::binding(pattern).as_str().into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        let bound = bound.await.map_err(errors::operation);
+        bound.map_err(|error| self.at(error, "queue", queue))
+    }
+
+    fn at(&self, error: Error, what: &'static str, name: &str) -> Error {
+        error
+            .with_context("transport", &self.transport.name)
+            .with_context(what, name)
+    }
+
+    fn of_subscription(&self, spec: &Spec, name: String) -> Wanted {
+        let Spec {
+            subscription,
+            guarantee,
+            order,
+            start: _,
+            window: _,
+            provision: _,
+            retention,
+        } = spec;
+        let mut arguments = match (guarantee, &subscription.group) {
+            (Guarantee::AtLeastOnce, Some(_)) => self.durable(&subscription.pattern, *retention),
+            (Guarantee::AtLeastOnce, None) => {
+                let mut arguments = FieldTable::default();
+                put_text(&mut arguments, "x-queue-type", "classic");
+                put_time(&mut arguments, "x-expires", PRIVATE_EXPIRY);
+                put_time(&mut arguments, "x-message-ttl", *retention);
+                arguments
+            }
+            (Guarantee::AtMostOnce, _) => {
+                let mut arguments = FieldTable::default();
+                put_text(&mut arguments, "x-queue-type", "classic");
+                put_time(&mut arguments, "x-expires", self.config.expiry);
+                put_number(&mut arguments, "x-max-length", self.config.max_length.into());
+                put_text(&mut arguments, "x-overflow", "drop-head");
+                arguments
+            }
+        };
+        if *order == Order::KeyInGroup {
+            arguments.insert(
+                "x-single-active-consumer".into(),
+                AMQPValue::Boolean(true),
+            );
+        }
+        Wanted {
+            name,
+            arguments,
+            auto_delete: false,
+        }
+    }
+
+    /// The arguments of a queue whose messages must not be lost.
+    fn durable(&self, pattern: &Pattern, retention: Duration) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        put_text(
+            &mut arguments,
+            "x-queue-type",
+            self.config.queue_type.as_str(),
+        );
+        put_time(&mut arguments, "x-message-ttl", retention);
+        if self.config.queue_type == QueueType::Quorum {
+            put_number(&mut arguments, "x-delivery-limit", DELIVERY_LIMIT);
+            if let Some(replicas) = self.replicas(pattern) {
+                put_number(&mut arguments, "x-quorum-initial-group-size", replicas);
+            }
+        }
+        self.config.add_arguments(&mut arguments);
+        arguments
+    }
+
+    /// The arguments of a queue where messages wait for 2^`step` seconds.
+    fn waiting(&self, step: u32) -> FieldTable {
+        let ttl = Duration::from_secs(1 << step);
+        let mut arguments = FieldTable::default();
+        put_text(
+            &mut arguments,
+            "x-queue-type",
+            self.config.queue_type.as_str(),
+        );
+        put_time(&mut arguments, "x-message-ttl", ttl);
+        put_text(&mut arguments, "x-overflow", "reject-publish");
+        if self.config.queue_type == QueueType::Quorum {
+            put_number(&mut arguments, "x-delivery-limit", DELIVERY_LIMIT);
+        }
+        // It goes with what is in it, so it must outlive that.
+        if ttl + DELAY_MARGIN <= MAX_TIMER {
+            put_time(&mut arguments, "x-expires", ttl + DELAY_MARGIN);
+        }
+        arguments
+    }
+
+    fn replicas(&self, pattern: &Pattern) -> Option<i64> {
+        let mut rules = self.transport.subjects.iter();
+        let rule = rules.find(|rule| rule.pattern.covers(pattern))?;
+        rule.replicas.map(i64::from)
+    }
+
+    fn is_declared(&self, name: &str) -> bool {
+        let delays = self.delays.lock();
+        delays
+            .get(name)
+            .is_some_and(|at| at.elapsed() < DELAY_RENEWAL)
+    }
+
+    fn declared(&self, name: &str) {
+        let mut delays = self.delays.lock();
+        if delays.len() == DELAYS {
+            delays.retain(|_, at| at.elapsed() < DELAY_RENEWAL);
+        }
+        if delays.len() < DELAYS {
+            delays.insert(name.to_owned(), Instant::now());
+        }
+    }
+
+    /// What was declared is to be looked for again: a message did not get there.
+    pub(crate) fn forget_delays(&self) {
+        self.delays.lock().clear();
+    }
+}
+
+async fn passive(channel: &Channel, queue: &str) -> lapin::Result<()> {
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
+    declared.await.map(drop)
+}
+
+/// The step of the ladder that lasts for `delay` at least.
+fn step(delay: Duration) -> Result<u32, Error> {
+    let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+    let step = seconds.max(1).next_power_of_two().trailing_zeros();
+    match step <= LAST_STEP {
+        true => Ok(step),
+        false => Err(Error::new(
+            ErrorKind::Unsupported,
+            "RabbitMQ holds a message for 48 days at most; keep it elsewhere until then",
+        )),
+    }
+}
+
+fn put_text(arguments: &mut FieldTable, name: &str, value: &str) {
+    arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+}
+
+fn put_number(arguments: &mut FieldTable, name: &str, value: i64) {
+    arguments.insert(name.into(), AMQPValue::LongLongInt(value));
+}
+
+fn put_time(arguments: &mut FieldTable, name: &str, value: Duration) {
+    let millis = value.min(MAX_TIMER).max(Duration::from_millis(1));
+    let millis = i64::try_from(millis.as_millis()).unwrap_or(i64::MAX);
+    put_number(arguments, name, millis);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_step_is_never_shorter_than_the_delay() {
+        let of = |millis| step(Duration::from_millis(millis)).unwrap();
+        assert_eq!([of(1), of(1_000), of(1_001), of(2_000), of(600_000)], [0, 0, 1, 1, 10]);
+        for millis in (0..200_000).step_by(777) {
+            assert!(Duration::from_secs(1 << of(millis)) >= Duration::from_millis(millis));
+        }
+        let error = step(Duration::from_secs(1 << 23)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+}
