@@ -281,11 +281,16 @@ impl Shared {
     }
 
     /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
-    /// counted as delivered by the server, and others may be idle.
+    /// counted as delivered by the server, and others may be idle. Who takes all that there is and wants more than one is
+    /// going to want the whole window.
     ///
     /// `false` says that the client has no room for a request now.
     fn ask(&self, wanted: usize, now: Instant) -> bool {
         let mut sources = self.sources.lock();
+        let wanted = match wanted > 1 && !self.ledger.lock().is_ready() {
+            true => usize::MAX,
+            false => wanted,
+        };
         let streams = if self.spec.subscription.group.is_some() {
             // The last source brings the copies.
             sources.len().saturating_sub(1)

@@ -82,6 +82,11 @@ impl Ledger {
         self.counts.get(source).copied().unwrap_or_default()
     }
 
+    /// Whether something waits to be delivered.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     pub(crate) fn take_in(&mut self, arrived: Arrived) {
         self.add(arrived.source);
         self.ready.push_back(arrived);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anywire_benches::{Measured, allocated, call};
+use anywire_benches::{Measured, Raw, allocated, call};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::stream;
 use async_nats::jetstream::{self, consumer::AckPolicy};
@@ -11,7 +11,33 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::{IN_FLIGHT, Progress, Sending, fresh, text};
+use anywire_benches::progress::{IN_FLIGHT, Progress, Sending, fresh, text};
+
+/// The server's address.
+#[derive(Clone)]
+pub(crate) struct Nats(pub(crate) String);
+
+impl Raw for Nats {
+    async fn calls(self, callers: u64, count: u64) -> Measured {
+        calls(self.0, callers, count).await
+    }
+
+    async fn publish(self, size: usize, count: u64, sending: Sending) -> Measured {
+        publish(self.0, size, count, sending).await
+    }
+
+    async fn consume(self, size: usize, count: u64, window: usize) -> Measured {
+        consume(self.0, size, count, window).await
+    }
+
+    async fn both(self, size: usize, count: u64) -> Measured {
+        both(self.0, size, count).await
+    }
+
+    async fn clean(self) {
+        clean(&self.0).await;
+    }
+}
 
 async fn connect(url: &str) -> Client {
     async_nats::connect(url).await.expect("a server")
@@ -60,7 +86,7 @@ pub(crate) async fn core(url: String, size: usize, count: u64) -> Measured {
     Measured::since(start, before, count)
 }
 
-pub(crate) async fn calls(url: String, callers: u64, count: u64) -> Measured {
+async fn calls(url: String, callers: u64, count: u64) -> Measured {
     let (caller, server) = (connect(&url).await, connect(&url).await);
     let subject = async_nats::Subject::from(format!("{}.echo", fresh()));
     let mut requests = server
@@ -126,7 +152,7 @@ async fn send_all(context: &jetstream::Context, token: &str, size: usize, count:
         .await;
 }
 
-pub(crate) async fn publish(url: String, size: usize, count: u64, sending: Sending) -> Measured {
+async fn publish(url: String, size: usize, count: u64, sending: Sending) -> Measured {
     let client = connect(&url).await;
     let context = context(&client);
     let token = fresh();
@@ -144,18 +170,11 @@ pub(crate) async fn publish(url: String, size: usize, count: u64, sending: Sendi
     } else {
         send_all(&context, &token, size, count).await;
     }
-    let measured = Measured::since(start, before, count).with_latencies(samples);
-    delete(&context, &token).await;
-    measured
-}
-
-async fn delete(context: &jetstream::Context, token: &str) {
-    let deleted = context.delete_stream(token).await;
-    deleted.expect("deletes");
+    Measured::since(start, before, count).with_latencies(samples)
 }
 
 /// Consumes until all are acknowledged.
-async fn run_consumer(stream: &stream::Stream, progress: &Progress) {
+async fn run_consumer(stream: &stream::Stream, progress: &Progress, window: usize) {
     let config = pull::Config {
         durable_name: Some("bench".to_owned()),
         ack_policy: AckPolicy::Explicit,
@@ -163,30 +182,28 @@ async fn run_consumer(stream: &stream::Stream, progress: &Progress) {
         ..pull::Config::default()
     };
     let consumer = stream.create_consumer(config).await.expect("a consumer");
-    let messages = consumer.stream().max_messages_per_batch(1000).messages();
+    let messages = consumer.stream().max_messages_per_batch(window).messages();
     let mut messages = messages.await.expect("messages");
-    for _ in 0..progress.count {
+    for _ in 0..progress.count() {
         let message = messages.try_next().await.expect("delivered").expect("open");
         progress.handle(&decode(&message.payload));
         message.ack().await.expect("acks");
     }
 }
 
-pub(crate) async fn consume(url: String, size: usize, count: u64) -> Measured {
+async fn consume(url: String, size: usize, count: u64, window: usize) -> Measured {
     let client = connect(&url).await;
     let context = context(&client);
     let token = fresh();
     let stream = stream(&context, &token).await;
     send_all(&context, &token, size, count).await;
     let progress = Progress::new(count);
-    run_consumer(&stream, &progress).await;
+    run_consumer(&stream, &progress, window).await;
     client.flush().await.expect("flushes");
-    let measured = progress.since_first();
-    delete(&context, &token).await;
-    measured
+    progress.since_first()
 }
 
-pub(crate) async fn both(url: String, size: usize, count: u64) -> Measured {
+async fn both(url: String, size: usize, count: u64) -> Measured {
     let (publisher, client) = (connect(&url).await, connect(&url).await);
     let (sending, context) = (context(&publisher), context(&client));
     let token = fresh();
@@ -194,11 +211,22 @@ pub(crate) async fn both(url: String, size: usize, count: u64) -> Measured {
     let progress = Progress::new(count);
     let (start, before) = (Instant::now(), allocated());
     let handled = Arc::clone(&progress);
-    let consumer = tokio::spawn(async move { run_consumer(&stream, &handled).await });
+    let consumer = tokio::spawn(async move { run_consumer(&stream, &handled, IN_FLIGHT).await });
     send_all(&sending, &token, size, count).await;
     consumer.await.expect("no panic");
     client.flush().await.expect("flushes");
-    let measured = Measured::since(start, before, count);
-    delete(&context, &token).await;
-    measured
+    Measured::since(start, before, count)
+}
+
+/// Deletes the streams of the bench.
+async fn clean(url: &str) {
+    let context = jetstream::new(connect(url).await);
+    let names: Vec<String> = context
+        .stream_names()
+        .filter_map(|name| std::future::ready(name.ok()))
+        .collect()
+        .await;
+    for name in names.iter().filter(|name| name.contains("bench")) {
+        context.delete_stream(name).await.expect("deletes");
+    }
 }
