@@ -1,0 +1,132 @@
+//! RabbitMQ as a harness.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anywire::Subject;
+use anywire::pattern::publish_subscribe::SubscriptionId;
+use anywire::transport::Adapter;
+use anywire_conformance::rig::{Broker, trials};
+use anywire_conformance::{BrokerControl, Foreign, Harness, Raw};
+use async_trait::async_trait;
+use lapin::BasicProperties;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::{SERVER, Server};
+
+/// Runs the suite on a server of its own, which it may break.
+pub(crate) fn run() -> ExitCode {
+    if let Some(reason) = trials::missing(&[SERVER]) {
+        println!("rabbitmq: ignored, {reason}");
+        return ExitCode::SUCCESS;
+    }
+    // The proxy lives as long as the suite.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let rabbitmq = runtime.block_on(async {
+        let server = Server::start("")?;
+        let url = server.url();
+        Ok::<_, io::Error>(Rabbitmq {
+            url,
+            broker: server.behind_a_proxy().await,
+            runtime: runtime.handle().clone(),
+        })
+    });
+    let skips = Path::new(env!("CARGO_MANIFEST_DIR")).join("skips/rabbitmq.txt");
+    anywire_conformance::run(rabbitmq.expect("a RabbitMQ"), skips)
+}
+
+struct Rabbitmq {
+    url: String,
+    broker: Broker,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Harness for Rabbitmq {
+    fn name(&self) -> &str {
+        "rabbitmq"
+    }
+
+    fn adapter(&self) -> Arc<dyn Adapter> {
+        Arc::new(anywire_rabbitmq::adapter())
+    }
+
+    fn config(&self) -> String {
+        format!("url = \"amqp://{}\"", self.broker.proxy.address())
+    }
+
+    fn broker(&self) -> Option<&dyn BrokerControl> {
+        Some(&self.broker)
+    }
+
+    fn raw(&self) -> Option<&dyn Raw> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Raw for Rabbitmq {
+    async fn publish(&self, subject: &Subject, message: Foreign) -> io::Result<()> {
+        let url = self.url.clone();
+        let key = subject.to_string();
+        // A connection's tasks and thread would be taken for a leak of the test that made it.
+        let published = self.runtime.spawn(async move {
+            let mut headers: BTreeMap<ShortString, AMQPValue> = BTreeMap::new();
+            for (name, value) in message.headers {
+                let value = AMQPValue::LongString(value.to_vec().into());
+                headers.insert(name.into(), value);
+            }
+            let connection = super::foreign(&url).await;
+            let channel = connection.create_channel().await?;
+            channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?;
+            let properties = BasicProperties::default()
+                .with_delivery_mode(2)
+                .with_headers(FieldTable::from(headers));
+            let options = BasicPublishOptions::default();
+            let sent = channel.basic_publish(
+                "anywire".into(),
+                key.into(),
+                options,
+                &message.payload,
+                properties,
+            );
+            sent.await?.await?;
+            connection.close(200, "OK".into()).await
+        });
+        published
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)
+    }
+
+    async fn depth(&self, subscription: &SubscriptionId) -> io::Result<Option<u64>> {
+        let Some(group) = &subscription.group else {
+            return Ok(None);
+        };
+        let queue = format!("anywire/{group}/{}", subscription.pattern.wildcards());
+        let url = self.url.clone();
+        let counted = self.runtime.spawn(async move {
+            let connection = super::foreign(&url).await;
+            let channel = connection.create_channel().await?;
+            let options = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let declared = channel.queue_declare(queue.into(), options, FieldTable::default());
+            let count = declared.await?.message_count();
+            connection.close(200, "OK".into()).await?;
+            Ok::<_, lapin::Error>(u64::from(count))
+        });
+        let counted = counted.await.map_err(io::Error::other)?;
+        counted.map(Some).map_err(io::Error::other)
+    }
+}
