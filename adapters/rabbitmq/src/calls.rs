@@ -67,7 +67,9 @@ impl Waiting {
             let slot = slot.parse().ok()?;
             let nonce = u64::from_str_radix(nonce, 16).ok()?;
             let mut waiting = self.0.lock();
-            let known = waiting.get(slot).is_some_and(|waiter| waiter.nonce == nonce);
+            let known = waiting
+                .get(slot)
+                .is_some_and(|waiter| waiter.nonce == nonce);
             known.then(|| waiting.remove(slot))
         });
         match waiter {
@@ -89,12 +91,8 @@ impl Waiting {
             no_ack: true,
             ..BasicConsumeOptions::default()
         };
-        let replies = channel.basic_consume(
-            REPLY_TO.into(),
-            "".into(),
-            options,
-            FieldTable::default(),
-        );
+        let replies =
+            channel.basic_consume(REPLY_TO.into(), "".into(), options, FieldTable::default());
         let mut replies = replies.await.map_err(errors::operation)?;
         tokio::spawn(async move {
             while let Some(Ok(reply)) = replies.next().await {
@@ -125,7 +123,10 @@ impl Drop for Call {
 }
 
 /// Prepares a channel for calls.
-pub(crate) fn prepare(waiting: &Arc<Waiting>, channel: Channel) -> BoxFuture<'static, Result<(), Error>> {
+pub(crate) fn prepare(
+    waiting: &Arc<Waiting>,
+    channel: Channel,
+) -> BoxFuture<'static, Result<(), Error>> {
     Box::pin(Arc::clone(waiting).listen(channel))
 }
 
@@ -201,14 +202,12 @@ async fn call(
             (&mut call.reply).await
         }
     };
-    let reply = reply.map_err(|_| {
-        errors::disconnected().with_context("subject", message.subject())
-    })?;
+    let reply =
+        reply.map_err(|_| errors::disconnected().with_context("subject", message.subject()))?;
     let origin = Origin {
         key: "",
         direct: true,
         fallback: Some(message.subject()),
-        redelivered: false,
     };
     let read = wire::read(origin, reply.data.into(), &reply.properties);
     Ok(read.message.with_subject(message.subject().clone()))

@@ -444,7 +444,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_cannot_be_read_is_named_and_not_quoted() {
-        let config = transport("url = 'amqps://localhost'\ntls = { ca = '/no/such/ca.pem' }");
+        let config = transport(
+            "url = 'amqps://localhost'\n[transports.main]\ntls = { ca = '/no/such/ca.pem' }",
+        );
         let error = tls(&config.tls).await.unwrap_err();
         assert!(error.to_string().contains("/no/such/ca.pem"), "{error}");
     }

@@ -49,8 +49,8 @@ pub(crate) async fn dial(
     let plug = Plug::default();
     let server_name = transport.tls.server_name.clone();
     let server_name = server_name.unwrap_or_else(|| endpoint.host.clone());
-    let runtime = lapin::runtime::default_runtime()
-        .map_err(|error| errors::connect(error, transport))?;
+    let runtime =
+        lapin::runtime::default_runtime().map_err(|error| errors::connect(error, transport))?;
     let held = plug.clone();
     let connect = lapin::Connection::connector(
         uri,

@@ -40,8 +40,9 @@ pub(crate) fn refusal(error: &lapin::Error) -> Option<&AMQPError> {
 
 /// Whether the broker refused with this error of a channel.
 pub(crate) fn is_soft(error: &lapin::Error, soft: &AMQPSoftError) -> bool {
-    refusal(error)
-        .is_some_and(|refusal| matches!(refusal.kind(), AMQPErrorKind::Soft(found) if found == soft))
+    refusal(error).is_some_and(
+        |refusal| matches!(refusal.kind(), AMQPErrorKind::Soft(found) if found == soft),
+    )
 }
 
 /// The error of an operation on a channel.

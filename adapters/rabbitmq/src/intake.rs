@@ -50,9 +50,11 @@ impl Intake {
         let link = connection.consuming().await?;
         let unique = rand::random();
         let opening = {
-            let (connection, link, spec) = (Arc::downgrade(connection), Arc::clone(&link), spec.clone());
+            let (connection, link, spec) =
+                (Arc::downgrade(connection), Arc::clone(&link), spec.clone());
             move || -> BoxFuture<'static, Result<Active, Error>> {
-                let (connection, link, spec) = (Weak::clone(&connection), Arc::clone(&link), spec.clone());
+                let (connection, link, spec) =
+                    (Weak::clone(&connection), Arc::clone(&link), spec.clone());
                 Box::pin(async move {
                     let connection = connection.upgrade().ok_or_else(errors::closed)?;
                     connection.check_open()?;
@@ -86,7 +88,7 @@ async fn consume(
     unique: u128,
 ) -> Result<Active, Error> {
     let topology = &connection.topology;
-    let source = topology.ensure_subscription(link, spec, unique).await?;
+    let queue = topology.ensure_subscription(link, spec, unique).await?;
     let channel = link.channel().await?;
     let window = u16::try_from(spec.window).unwrap_or(u16::MAX).max(1);
     let prefetch = connection.config.prefetch.unwrap_or(u16::MAX).min(window);
@@ -97,7 +99,7 @@ async fn consume(
         arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
     }
     let consumer = channel.basic_consume(
-        source.queue.as_str().into(),
+        queue.as_str().into(),
         "".into(),
         BasicConsumeOptions::default(),
         arguments,
@@ -177,12 +179,16 @@ impl Shared {
             key,
             direct: delivery.exchange.as_str().is_empty(),
             fallback: self.literal.as_ref(),
-            redelivered: delivery.redelivered,
         };
         let read = wire::read(origin, delivery.data.into(), &delivery.properties);
         let tag = delivery.delivery_tag;
         // A wildcard in first position is bound to what belongs to the framework as well.
-        if !self.spec.subscription.pattern.matches(read.message.subject()) {
+        if !self
+            .spec
+            .subscription
+            .pattern
+            .matches(read.message.subject())
+        {
             self.ledger.lock().pass_by(tag);
             return;
         }
@@ -243,9 +249,7 @@ impl Shared {
 
 async fn tell(channel: &Channel, word: Word) -> lapin::Result<()> {
     match word {
-        Word::Ack { tag, multiple } => {
-            channel.basic_ack(tag, BasicAckOptions { multiple }).await
-        }
+        Word::Ack { tag, multiple } => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
         Word::Nack { tag } => feed::give_back_one(channel, tag).await,
     }
 }

@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anywire::config::TransportConfig;
 use anywire::Error;
+use anywire::config::TransportConfig;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -87,7 +87,7 @@ impl Link {
             state: watch::Sender::default(),
         });
         let first = inner.dial().await?;
-        let events = inner.take(first);
+        let events = inner.take(&first);
         tokio::spawn(Arc::clone(&inner).keep(events));
         Ok(Self(inner))
     }
@@ -182,7 +182,7 @@ impl Inner {
     }
 
     /// Takes a new connection; gives what it will tell.
-    fn take(&self, live: Live) -> BoxStream<'static, Event> {
+    fn take(&self, live: &Live) -> BoxStream<'static, Event> {
         let events = live.connection.events_listener().boxed();
         self.state.send_if_modified(|state| {
             if state.closed {
@@ -209,7 +209,7 @@ impl Inner {
             let Some(live) = self.dial_again().await else {
                 return;
             };
-            events = self.take(live);
+            events = self.take(&live);
             (self.changed)(&News::Up);
         }
     }

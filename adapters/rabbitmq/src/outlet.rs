@@ -114,7 +114,8 @@ impl Ticket {
 }
 
 /// What is done on a new channel before anything is published on it.
-pub(crate) type Prepare = Box<dyn Fn(Channel) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+pub(crate) type Prepare =
+    Box<dyn Fn(Channel) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
 /// What an outlet is made of.
 pub(crate) struct Setup {
@@ -181,12 +182,14 @@ impl Outlet {
                 self.link.unblocked().await;
             }
             let lane = self.lane().await.map_err(Sent::Refused)?;
-            if parcel.0.exchange.as_str() == self.setup.exchange && !self.has_exchange(&lane).await? {
+            if parcel.0.exchange.as_str() == self.setup.exchange
+                && !self.has_exchange(&lane).await?
+            {
                 return Err(Sent::Returned);
             }
             match lane.launch(parcel.0, parcel.1, ticket, index) {
                 Ok(()) => return Ok(()),
-                Err(back) => parcel = back,
+                Err(back) => parcel = *back,
             }
             // The channel is gone and the next one cannot be opened before others had their turn.
             self.forget(&lane);
@@ -282,7 +285,9 @@ impl Outlet {
     async fn open(&self) -> Result<Arc<Lane>, Error> {
         let channel = self.link.channel().await?;
         if self.setup.confirm {
-            let selected = channel.confirm_select(ConfirmSelectOptions::default()).await;
+            let selected = channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await;
             selected.map_err(errors::operation)?;
         }
         (self.setup.prepare)(channel.clone()).await?;
@@ -407,10 +412,10 @@ impl Lane {
         room: Room,
         ticket: &Arc<Ticket>,
         index: usize,
-    ) -> Result<(), (Parcel, Room)> {
+    ) -> Result<(), Box<(Parcel, Room)>> {
         let mut board = self.board.lock();
         if !self.is_open() {
-            return Err((parcel, room));
+            return Err(Box::new((parcel, room)));
         }
         let slot = Slot {
             ticket: Arc::clone(ticket),
@@ -476,7 +481,8 @@ impl Lane {
     fn lost(&self, slot: &Slot, error: lapin::Error) -> Sent {
         if let Some(refusal) = errors::refusal(&error) {
             let text = refusal.get_message().as_str();
-            if errors::is_soft(&error, &AMQPSoftError::ACCESSREFUSED) && is_cause(slot.route, text) {
+            if errors::is_soft(&error, &AMQPSoftError::ACCESSREFUSED) && is_cause(slot.route, text)
+            {
                 self.remember(slot.route, text);
                 return Sent::Refused(denied(text));
             }
@@ -545,7 +551,11 @@ async fn drive(lane: Arc<Lane>) {
             }
             if fresh.is_empty() {
                 let is_over = flying.is_empty() && lane.is_retired.load(Ordering::Acquire);
-                return if is_over { Poll::Ready(()) } else { Poll::Pending };
+                return if is_over {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                };
             }
             seen = fresh;
             // The library resolves what one frame confirms under a lock that this takes: afterwards all of it is seen.
@@ -638,8 +648,7 @@ mod tests {
         let topic = "ACCESS_REFUSED - write access to topic 'a.b' in exchange 'anywire' in vhost '/' refused for user 'shop'";
         assert!(is_cause(route("anywire", "a.b"), topic));
         assert!(!is_cause(route("anywire", "a.c"), topic));
-        let exchange =
-            "ACCESS_REFUSED - write access to exchange 'anywire' in vhost '/' refused for user 'shop'";
+        let exchange = "ACCESS_REFUSED - write access to exchange 'anywire' in vhost '/' refused for user 'shop'";
         assert!(is_cause(route("anywire", "a.c"), exchange));
     }
 

@@ -110,9 +110,8 @@ async fn prepare<'a>(
     let delay = not_before.filter(|due| *due > now).map(|due| due - now);
     let names = &connection.topology.names;
     let topology = &connection.topology;
-    let stored = *guarantee == Guarantee::AtLeastOnce
-        || *target != Target::Subject
-        || delay.is_some();
+    let stored =
+        *guarantee == Guarantee::AtLeastOnce || *target != Target::Subject || delay.is_some();
     let sending = Sending {
         persistent: stored,
         priority: connection.config.priority,

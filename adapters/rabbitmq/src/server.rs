@@ -43,9 +43,11 @@ impl RabbitmqResponder {
         connection.check_open()?;
         let link = connection.consuming().await?;
         let opening = {
-            let (connection, pattern, window) = (Arc::downgrade(connection), pattern.clone(), *window);
+            let (connection, pattern, window) =
+                (Arc::downgrade(connection), pattern.clone(), *window);
             move || -> BoxFuture<'static, Result<Active, Error>> {
-                let (connection, link, pattern) = (Weak::clone(&connection), Arc::clone(&link), pattern.clone());
+                let (connection, link, pattern) =
+                    (Weak::clone(&connection), Arc::clone(&link), pattern.clone());
                 Box::pin(async move {
                     let connection = connection.upgrade().ok_or_else(errors::closed)?;
                     connection.check_open()?;
@@ -217,7 +219,6 @@ impl Server {
             key: delivery.routing_key.as_str(),
             direct: delivery.exchange.as_str().is_empty(),
             fallback: None,
-            redelivered: delivery.redelivered,
         };
         let read = wire::read(origin, delivery.data.into(), properties);
         if !self.pattern.matches(read.message.subject()) {
@@ -359,7 +360,12 @@ mod tests {
     #[test]
     fn only_the_address_of_a_channel_is_answered() {
         assert!(may_answer("amq.rabbitmq.reply-to.g1h2AA5yZXBseUAx.x=="));
-        for address in ["amq.rabbitmq.reply-to", "amq.rabbitmq.reply-to.", "shop", ""] {
+        for address in [
+            "amq.rabbitmq.reply-to",
+            "amq.rabbitmq.reply-to.",
+            "shop",
+            "",
+        ] {
             assert!(!may_answer(address), "{address}");
         }
     }

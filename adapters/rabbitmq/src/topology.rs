@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anywire::config::TransportConfig;
-use anywire::pattern::publish_subscribe::{Guarantee, Order, Provision, Spec, Store};
+use anywire::pattern::publish_subscribe::{Guarantee, Order, Provision, Spec, Start, Store};
 use anywire::{Error, ErrorKind, Pattern};
 use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::protocol::AMQPSoftError;
@@ -33,6 +34,8 @@ const DELAY_MARGIN: Duration = Duration::from_secs(20 * 60);
 const DELAY_RENEWAL: Duration = Duration::from_secs(5 * 60);
 /// How many delay queues we remember to have declared.
 const DELAYS: usize = 4096;
+/// How many messages are moved at a time.
+const TRANSFER: usize = 256;
 /// The longest step: the broker's timers reach no further.
 const LAST_STEP: u32 = 22;
 
@@ -50,14 +53,6 @@ struct Wanted {
     name: String,
     arguments: FieldTable,
     auto_delete: bool,
-}
-
-/// What a subscription consumes from.
-#[derive(Clone, Debug)]
-pub(crate) struct Source {
-    pub(crate) queue: String,
-    /// Whether it was made now: what a store kept for it is to be taken along.
-    pub(crate) is_new: bool,
 }
 
 impl Topology {
@@ -80,13 +75,13 @@ impl Topology {
         }
     }
 
-    /// Makes sure that the queue of a subscription is there and bound.
+    /// Makes sure that the queue of a subscription is there and bound; its name.
     pub(crate) async fn ensure_subscription(
         &self,
         link: &Link,
         spec: &Spec,
         unique: u128,
-    ) -> Result<Source, Error> {
+    ) -> Result<String, Error> {
         let pattern = &spec.subscription.pattern;
         let queue = self.queue(spec, unique);
         // A private queue, and one that may go away by itself, is made whatever the policy: nobody else could.
@@ -95,27 +90,56 @@ impl Topology {
             Some(_) => spec.provision,
         };
         if provision == Provision::None {
-            return Ok(Source {
-                queue,
-                is_new: false,
-            });
+            return Ok(queue);
         }
         let exchange = self.names.exchange();
         self.ensure_exchange(link, exchange, spec.provision).await?;
         if *queue == self.names.store(pattern) && pattern.is_dead_letters() {
-            let is_new = self
-                .ensure_dead_letters(link, pattern, spec.retention, provision)
+            self.ensure_dead_letters(link, pattern, spec.retention, provision)
                 .await?;
-            return Ok(Source { queue, is_new });
+            return Ok(queue);
         }
         let wanted = self.of_subscription(spec, queue);
         let is_new = self.ensure_queue(link, &wanted, provision).await?;
         self.bind(link, &wanted.name, exchange, pattern, provision)
             .await?;
-        Ok(Source {
-            queue: wanted.name,
-            is_new,
-        })
+        if provision == Provision::Create
+            && spec.guarantee == Guarantee::AtLeastOnce
+            && spec.subscription.group.is_some()
+        {
+            let moves = is_new && spec.start == Start::Earliest;
+            self.take_over(link, pattern, &wanted.name, moves).await?;
+        }
+        Ok(wanted.name)
+    }
+
+    /// A store holds what nobody has subscribed to. The first group that comes for just its pattern has a queue from now on: it
+    /// takes along what is there, and the store goes.
+    async fn take_over(
+        &self,
+        link: &Link,
+        pattern: &Pattern,
+        queue: &str,
+        moves: bool,
+    ) -> Result<(), Error> {
+        let store = self.names.store(pattern);
+        if !self.exists(link, &store).await? {
+            return Ok(());
+        }
+        let channel = link.channel().await?;
+        let unbound = channel.queue_unbind(
+            store.as_str().into(),
+            self.names.exchange().into(),
+            names::binding(pattern).as_str().into(),
+            FieldTable::default(),
+        );
+        unbound.await.map_err(errors::operation)?;
+        if moves {
+            let moved = transfer(&channel, &store, queue).await;
+            moved.map_err(errors::operation)?;
+        }
+        let deleted = channel.queue_delete(store.into(), QueueDeleteOptions::default());
+        deleted.await.map(drop).map_err(errors::operation)
     }
 
     /// Makes sure that there is a place for what matches a pattern before anybody subscribes.
@@ -131,9 +155,9 @@ impl Topology {
         let exchange = self.names.exchange();
         self.ensure_exchange(link, exchange, *provision).await?;
         if pattern.is_dead_letters() && pattern.is_literal() {
-            self.ensure_dead_letters(link, pattern, *retention, *provision)
-                .await?;
-            return Ok(());
+            return self
+                .ensure_dead_letters(link, pattern, *retention, *provision)
+                .await;
         }
         let wanted = Wanted {
             name: self.names.store(pattern),
@@ -152,20 +176,18 @@ impl Topology {
         pattern: &Pattern,
         retention: Duration,
         provision: Provision,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let wanted = Wanted {
             name: self.names.store(pattern),
             arguments: self.durable(pattern, retention),
             auto_delete: false,
         };
-        let is_new = !self.exists(link, &wanted.name).await?;
-        if is_new {
+        if !self.exists(link, &wanted.name).await? {
             self.ensure_queue(link, &wanted, provision).await?;
         }
         let exchange = self.names.exchange();
         self.bind(link, &wanted.name, exchange, pattern, provision)
-            .await?;
-        Ok(is_new)
+            .await
     }
 
     /// Makes sure that calls to a pattern find their way; the name of their queue.
@@ -231,11 +253,7 @@ impl Topology {
     ///
     /// # Errors
     /// `Unsupported` for a delay beyond the broker's timers.
-    pub(crate) async fn ensure_delay(
-        &self,
-        link: &Link,
-        delay: Duration,
-    ) -> Result<String, Error> {
+    pub(crate) async fn ensure_delay(&self, link: &Link, delay: Duration) -> Result<String, Error> {
         let step = step(delay)?;
         let name = self.names.delay(step);
         if self.is_declared(&name) {
@@ -418,16 +436,17 @@ impl Topology {
                 let mut arguments = FieldTable::default();
                 put_text(&mut arguments, "x-queue-type", "classic");
                 put_time(&mut arguments, "x-expires", self.config.expiry);
-                put_number(&mut arguments, "x-max-length", self.config.max_length.into());
+                put_number(
+                    &mut arguments,
+                    "x-max-length",
+                    self.config.max_length.into(),
+                );
                 put_text(&mut arguments, "x-overflow", "drop-head");
                 arguments
             }
         };
         if *order == Order::KeyInGroup {
-            arguments.insert(
-                "x-single-active-consumer".into(),
-                AMQPValue::Boolean(true),
-            );
+            arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
         }
         Wanted {
             name,
@@ -505,6 +524,51 @@ impl Topology {
     }
 }
 
+/// Moves what is in one queue to another.
+async fn transfer(channel: &Channel, from: &str, to: &str) -> lapin::Result<()> {
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    loop {
+        let (mut last, mut confirms) = (None, Vec::new());
+        while confirms.len() < TRANSFER
+            && let Some(message) = channel
+                .basic_get(from.into(), BasicGetOptions::default())
+                .await?
+        {
+            last = Some(message.delivery_tag);
+            let message = message.delivery;
+            let mut headers = message.properties.headers().clone().unwrap_or_default();
+            // Its key is now the queue's name.
+            put_text(
+                &mut headers,
+                anywire::wire::SUBJECT,
+                message.routing_key.as_str(),
+            );
+            let properties = message.properties.with_headers(headers);
+            let options = BasicPublishOptions::default();
+            let sent =
+                channel.basic_publish("".into(), to.into(), options, &message.data, properties);
+            confirms.push(sent.await?);
+        }
+        let Some(last) = last else {
+            return Ok(());
+        };
+        for confirm in confirms {
+            if !confirm.await?.is_ack() {
+                return Err(lapin::ErrorKind::InvalidChannelState(
+                    lapin::ChannelState::Connected,
+                    "a queue refused what a store kept for it",
+                )
+                .into());
+            }
+        }
+        channel
+            .basic_ack(last, BasicAckOptions { multiple: true })
+            .await?;
+    }
+}
+
 async fn passive(channel: &Channel, queue: &str) -> lapin::Result<()> {
     let options = QueueDeclareOptions {
         passive: true,
@@ -550,7 +614,10 @@ mod tests {
     #[test]
     fn a_step_is_never_shorter_than_the_delay() {
         let of = |millis| step(Duration::from_millis(millis)).unwrap();
-        assert_eq!([of(1), of(1_000), of(1_001), of(2_000), of(600_000)], [0, 0, 1, 1, 10]);
+        assert_eq!(
+            [of(1), of(1_000), of(1_001), of(2_000), of(600_000)],
+            [0, 0, 1, 1, 10]
+        );
         for millis in (0..200_000).step_by(777) {
             assert!(Duration::from_secs(1 << of(millis)) >= Duration::from_millis(millis));
         }

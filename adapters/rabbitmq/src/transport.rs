@@ -79,11 +79,19 @@ fn describe(config: &RabbitmqConfig, specs: &[Spec], calls: &[CallSpec]) -> Vec<
     let mut objects = Vec::new();
     if !specs.is_empty() {
         let exchange = names.exchange().to_owned();
-        objects.push(object("exchange", exchange, &["configure", "read", "write"]));
+        objects.push(object(
+            "exchange",
+            exchange,
+            &["configure", "read", "write"],
+        ));
     }
     if !calls.is_empty() {
         let exchange = names.calls_exchange();
-        objects.push(object("exchange", exchange, &["configure", "read", "write"]));
+        objects.push(object(
+            "exchange",
+            exchange,
+            &["configure", "read", "write"],
+        ));
     }
     let queue = ["configure", "read", "write"];
     for spec in specs {

@@ -33,6 +33,9 @@ const MAX_HEADER_BYTES: usize = 120 * 1024;
 /// What a field takes besides its name and value.
 const FIELD: usize = 8;
 
+/// How many deliveries are taken for returns from a buffer: up to 4.2 the broker counts what a handler never saw.
+const BUFFERED: u32 = 20;
+
 /// How a message is sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sending<'a> {
@@ -220,7 +223,7 @@ fn opaque(value: &AMQPValue) -> Vec<u8> {
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub(crate) message: Message,
-    /// The broker's count of deliveries, this one included.
+    /// A lower bound of its deliveries, this one included.
     pub(crate) deliveries: u32,
 }
 
@@ -233,8 +236,6 @@ pub(crate) struct Origin<'a> {
     pub(crate) direct: bool,
     /// The subject of what was sent to the queue itself and does not say it.
     pub(crate) fallback: Option<&'a Subject>,
-    /// Whether it was delivered before.
-    pub(crate) redelivered: bool,
 }
 
 /// Reads what the broker delivered.
@@ -262,7 +263,7 @@ pub(crate) fn read(origin: Origin<'_>, payload: Bytes, properties: &BasicPropert
         stamp,
         kept_subject: None,
         direct: origin.direct,
-        earlier: u64::from(origin.redelivered),
+        earlier: 0,
     };
     if let Some(headers) = properties.headers() {
         for (name, value) in headers.inner() {
@@ -283,7 +284,8 @@ struct Reading {
 
 impl Reading {
     fn header(&mut self, name: &str, value: &AMQPValue) {
-        if is_brokers(name) {
+        // The text of a foreign program is its own, whatever it is called.
+        if is_brokers(name) && (name != "x-death" || !matches!(value, AMQPValue::LongString(_))) {
             self.note(name, value);
             return;
         }
@@ -333,10 +335,10 @@ impl Reading {
             }
             message = message.with_subject(subject);
         }
-        let deliveries = u32::try_from(self.earlier).unwrap_or(u32::MAX);
+        let earlier = u32::try_from(self.earlier).unwrap_or(u32::MAX);
         Incoming {
             message,
-            deliveries: deliveries.saturating_add(1),
+            deliveries: earlier.saturating_sub(BUFFERED).saturating_add(1),
         }
     }
 }
@@ -454,7 +456,6 @@ mod tests {
             key,
             direct,
             fallback: None,
-            redelivered: false,
         }
     }
 
@@ -540,10 +541,13 @@ mod tests {
             ("truth", AMQPValue::Boolean(true)),
             ("table", table.clone()),
             ("void", AMQPValue::Void),
-            ("several", AMQPValue::FieldArray(vec![text(b"1"), text(b"2")].into())),
+            (
+                "several",
+                AMQPValue::FieldArray(vec![text(b"1"), text(b"2")].into()),
+            ),
             ("anywire-attempt", AMQPValue::LongUInt(4_000_000_000)),
             ("x-death", AMQPValue::FieldArray(vec![table.clone()].into())),
-            ("x-delivery-count", AMQPValue::LongLongInt(2)),
+            ("x-delivery-count", AMQPValue::LongLongInt(22)),
         ]);
         let headers = came.message.headers();
         assert_eq!(headers.get_str("number"), Some("-7"));
@@ -580,7 +584,7 @@ mod tests {
         for message in [
             message().with_headers(given),
             message().with_headers(large),
-            message().with_content_type(ContentType::new(&"t".repeat(256))),
+            message().with_content_type(ContentType::new("t".repeat(256))),
         ] {
             let error = properties(&message, Sending::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TooLarge);
