@@ -1,5 +1,6 @@
 //! Opening one connection: to a server, with a time limit, on a socket that we can end.
 
+use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +21,44 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The socket below a connection. The library waits for the other end when it closes; this ends what nobody answers.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Plug(Arc<Mutex<Option<Socket>>>);
+pub(crate) struct Plug(Arc<Mutex<Socketed>>);
+
+#[derive(Debug, Default)]
+enum Socketed {
+    #[default]
+    Connecting,
+    Plugged(Socket),
+    Pulled,
+}
 
 impl Plug {
     /// Ends the connection at once.
     pub(crate) fn pull(&self) {
-        if let Some(socket) = self.0.lock().take() {
+        let before = std::mem::replace(&mut *self.0.lock(), Socketed::Pulled);
+        if let Socketed::Plugged(socket) = before {
             let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// # Errors
+    /// It was pulled: nobody wants the connection any more.
+    fn put(&self, socket: Socket) -> io::Result<()> {
+        let mut plug = self.0.lock();
+        if matches!(*plug, Socketed::Pulled) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        *plug = Socketed::Plugged(socket);
+        Ok(())
+    }
+}
+
+/// An attempt to connect. One that is given up leaves the library's thread waiting for an answer, unless the plug is pulled.
+struct Attempt(Option<Plug>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(plug) = self.0.take() {
+            plug.pull();
         }
     }
 }
@@ -60,10 +92,10 @@ pub(crate) async fn dial(
             let mut found = tokio::net::lookup_host(address).await?;
             let address = found
                 .next()
-                .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+                .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             let stream = AsyncTcpStream::connect(&runtime, address).await?;
             if let AsyncTcpStream::Plain(plain) = &stream {
-                *held.0.lock() = Some(SockRef::from(plain.get_ref()).try_clone()?);
+                held.put(SockRef::from(plain.get_ref()).try_clone()?)?;
             }
             match uri.scheme {
                 AMQPScheme::AMQP => Ok(stream),
@@ -72,15 +104,13 @@ pub(crate) async fn dial(
         },
         properties,
     );
+    let mut attempt = Attempt(Some(plug.clone()));
     match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-        Ok(Ok(connection)) => Ok((connection, plug)),
-        Ok(Err(error)) => {
-            plug.pull();
-            Err(errors::connect(error, transport))
+        Ok(Ok(connection)) => {
+            attempt.0 = None;
+            Ok((connection, plug))
         }
-        Err(_) => {
-            plug.pull();
-            Err(errors::silent(transport))
-        }
+        Ok(Err(error)) => Err(errors::connect(error, transport)),
+        Err(_) => Err(errors::silent(transport)),
     }
 }

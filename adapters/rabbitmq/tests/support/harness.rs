@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anywire::Subject;
 use anywire::pattern::publish_subscribe::SubscriptionId;
@@ -63,6 +64,11 @@ impl Harness for Rabbitmq {
         // it for a leak.
         let address = self.broker.proxy.address();
         format!("url = \"amqp://{address}\"\n[transports.main.rabbitmq]\nheartbeat = \"2s\"")
+    }
+
+    fn patience(&self) -> Duration {
+        // It starts in four seconds on a quiet machine.
+        Duration::from_secs(45)
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
