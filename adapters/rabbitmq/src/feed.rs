@@ -16,10 +16,13 @@ use lapin::options::{BasicCancelOptions, BasicNackOptions};
 use lapin::{Channel, Consumer};
 use parking_lot::Mutex;
 
+use crate::errors;
 use crate::seldom::Seldom;
 
 /// Between two attempts to open a consumer again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the broker may take to begin to deliver.
+const CONSUME: Duration = Duration::from_secs(5);
 /// How long the broker may take to confirm that it delivers no more.
 const CANCEL: Duration = Duration::from_secs(2);
 
@@ -274,6 +277,19 @@ pub(crate) async fn give_back_one(channel: &Channel, tag: u64) -> lapin::Result<
         multiple: false,
     };
     channel.basic_nack(tag, options).await
+}
+
+/// Waits for a consumer. The broker may answer nobody who comes while a queue recovers from a crash; the next who comes is served.
+///
+/// # Errors
+/// Why there is none; `Disconnected` where another attempt should follow at once.
+pub(crate) async fn in_time(
+    consumer: impl Future<Output = lapin::Result<Consumer>>,
+) -> Result<Consumer, Error> {
+    match tokio::time::timeout(CONSUME, consumer).await {
+        Ok(consumer) => consumer.map_err(errors::operation),
+        Err(_) => Err(errors::disconnected()),
+    }
 }
 
 /// Hands a frame to the library. Its first poll does that; the later ones would only wait until it is written.

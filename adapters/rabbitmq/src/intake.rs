@@ -104,7 +104,7 @@ async fn consume(
         BasicConsumeOptions::default(),
         arguments,
     );
-    let consumer = consumer.await.map_err(errors::operation)?;
+    let consumer = feed::in_time(consumer).await?;
     Ok(Active {
         channel: Arc::new(channel),
         consumer,

@@ -103,7 +103,7 @@ async fn consume(
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let consumer = consumer.await.map_err(errors::operation)?;
+    let consumer = feed::in_time(consumer).await?;
     Ok(Active {
         channel: Arc::new(channel),
         consumer,

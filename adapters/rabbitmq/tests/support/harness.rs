@@ -19,6 +19,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::{SERVER, Server};
 
+/// How long the broker takes at most to write down which queues there are.
+const NAMES_ARE_WRITTEN: Duration = Duration::from_secs(1);
+
 /// Runs the suite on a server of its own, which it may break.
 pub(crate) fn run() -> ExitCode {
     if let Some(reason) = trials::missing(&[SERVER]) {
@@ -34,6 +37,12 @@ pub(crate) fn run() -> ExitCode {
     let rabbitmq = runtime.block_on(async {
         let server = Server::start("")?;
         let url = server.url();
+        // The library's first connection starts a thread that serves all others until the process ends.
+        let first = super::foreign(&url).await;
+        first
+            .close(200, "OK".into())
+            .await
+            .map_err(io::Error::other)?;
         Ok::<_, io::Error>(Rabbitmq {
             url,
             broker: server.behind_a_proxy().await,
@@ -72,11 +81,49 @@ impl Harness for Rabbitmq {
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
-        Some(&self.broker)
+        Some(self)
     }
 
     fn raw(&self) -> Option<&dyn Raw> {
         Some(self)
+    }
+}
+
+#[async_trait]
+impl BrokerControl for Rabbitmq {
+    async fn start(&self) -> io::Result<()> {
+        self.broker.start().await
+    }
+
+    async fn stop(&self) -> io::Result<()> {
+        self.broker.stop().await
+    }
+
+    async fn kill(&self) -> io::Result<()> {
+        // RabbitMQ 4.0 writes the name of a new quorum queue down a moment after it says that it is there. Killed before that, it
+        // forgets the queue with all that it confirmed: what is killed here is a broker that has come to rest.
+        tokio::time::sleep(NAMES_ARE_WRITTEN).await;
+        self.broker.kill().await
+    }
+
+    async fn freeze(&self) -> io::Result<()> {
+        self.broker.freeze().await
+    }
+
+    async fn thaw(&self) -> io::Result<()> {
+        self.broker.thaw().await
+    }
+
+    async fn cut(&self) -> io::Result<()> {
+        self.broker.cut().await
+    }
+
+    async fn heal(&self) -> io::Result<()> {
+        self.broker.heal().await
+    }
+
+    async fn kill_connections(&self) -> io::Result<()> {
+        self.broker.kill_connections().await
     }
 }
 
