@@ -88,8 +88,10 @@ async fn consume(
     unique: u128,
 ) -> Result<Active, Error> {
     let topology = &connection.topology;
-    let queue = topology.ensure_subscription(link, spec, unique).await?;
     let channel = link.channel().await?;
+    let queue = topology
+        .ensure_subscription(link, &channel, spec, unique)
+        .await?;
     let window = u16::try_from(spec.window).unwrap_or(u16::MAX).max(1);
     let prefetch = connection.config.prefetch.unwrap_or(u16::MAX).min(window);
     let qos = channel.basic_qos(prefetch, BasicQosOptions::default());

@@ -92,8 +92,11 @@ async fn consume(
     pattern: &Pattern,
     window: usize,
 ) -> Result<Active, Error> {
-    let queue = connection.topology.ensure_calls(link, pattern).await?;
     let channel = link.channel().await?;
+    let queue = connection
+        .topology
+        .ensure_calls(link, &channel, pattern)
+        .await?;
     let prefetch = u16::try_from(window).unwrap_or(u16::MAX).max(1);
     let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
     qos.await.map_err(errors::operation)?;

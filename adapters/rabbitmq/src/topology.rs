@@ -2,7 +2,7 @@
 //!
 //! The broker closes the channel on which it refuses something, so each object is looked after on a channel of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,8 @@ const PRIVATE_EXPIRY: Duration = Duration::from_secs(60);
 const DELAY_MARGIN: Duration = Duration::from_secs(20 * 60);
 /// How often it is declared anew, which renews its time.
 const DELAY_RENEWAL: Duration = Duration::from_secs(5 * 60);
-/// How many delay queues we remember to have declared.
-const DELAYS: usize = 4096;
+/// How many queues we remember to have declared.
+const REMEMBERED: usize = 4096;
 /// How many messages are moved at a time.
 const TRANSFER: usize = 256;
 /// The longest step: the broker's timers reach no further.
@@ -46,6 +46,8 @@ pub(crate) struct Topology {
     config: RabbitmqConfig,
     transport: Arc<TransportConfig>,
     delays: Mutex<HashMap<String, Instant>>,
+    /// What was logged: each object once.
+    told: Mutex<HashSet<String>>,
 }
 
 /// A queue, as it is declared.
@@ -62,6 +64,7 @@ impl Topology {
             config,
             transport,
             delays: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -79,12 +82,13 @@ impl Topology {
     pub(crate) async fn ensure_subscription(
         &self,
         link: &Link,
+        channel: &Channel,
         spec: &Spec,
         unique: u128,
     ) -> Result<String, Error> {
         let pattern = &spec.subscription.pattern;
         let queue = self.queue(spec, unique);
-        // A private queue, and one that may go away by itself, is made whatever the policy: nobody else could.
+        // A private queue is made whatever the policy: nobody else could.
         let provision = match spec.subscription.group {
             None => Provision::Create,
             Some(_) => spec.provision,
@@ -93,24 +97,44 @@ impl Topology {
             return Ok(queue);
         }
         let exchange = self.names.exchange();
-        self.ensure_exchange(link, exchange, spec.provision).await?;
-        if *queue == self.names.store(pattern) && pattern.is_dead_letters() {
-            self.ensure_dead_letters(link, pattern, spec.retention, provision)
+        self.ensure_exchange(channel, exchange, spec.provision)
+            .await?;
+        if pattern.is_dead_letters() && queue == self.names.store(pattern) {
+            self.ensure_dead_letters(link, channel, pattern, spec.retention, provision)
                 .await?;
             return Ok(queue);
         }
         let wanted = self.of_subscription(spec, queue);
-        let is_new = self.ensure_queue(link, &wanted, provision).await?;
-        self.bind(link, &wanted.name, exchange, pattern, provision)
+        let is_durable =
+            spec.guarantee == Guarantee::AtLeastOnce && spec.subscription.group.is_some();
+        let store = match is_durable && provision == Provision::Create {
+            true => self.store_for(link, pattern, &wanted.name).await?,
+            false => None,
+        };
+        self.ensure_queue(link, channel, &wanted, provision).await?;
+        self.bind(channel, &wanted.name, exchange, pattern, provision)
             .await?;
-        if provision == Provision::Create
-            && spec.guarantee == Guarantee::AtLeastOnce
-            && spec.subscription.group.is_some()
-        {
-            let moves = is_new && spec.start == Start::Earliest;
-            self.take_over(link, pattern, &wanted.name, moves).await?;
+        if let Some((store, is_first)) = store {
+            let moves = is_first && spec.start == Start::Earliest;
+            self.take_over(link, pattern, &store, &wanted.name, moves)
+                .await?;
         }
         Ok(wanted.name)
+    }
+
+    /// The store of just this pattern, if there is one, and whether `queue` is yet to be made.
+    async fn store_for(
+        &self,
+        link: &Link,
+        pattern: &Pattern,
+        queue: &str,
+    ) -> Result<Option<(String, bool)>, Error> {
+        let store = self.names.store(pattern);
+        if !self.exists(link, &store).await? {
+            return Ok(None);
+        }
+        let is_first = !self.exists(link, queue).await?;
+        Ok(Some((store, is_first)))
     }
 
     /// A store holds what nobody has subscribed to. The first group that comes for just its pattern has a queue from now on: it
@@ -119,23 +143,20 @@ impl Topology {
         &self,
         link: &Link,
         pattern: &Pattern,
+        store: &str,
         queue: &str,
         moves: bool,
     ) -> Result<(), Error> {
-        let store = self.names.store(pattern);
-        if !self.exists(link, &store).await? {
-            return Ok(());
-        }
         let channel = link.channel().await?;
         let unbound = channel.queue_unbind(
-            store.as_str().into(),
+            store.into(),
             self.names.exchange().into(),
             names::binding(pattern).as_str().into(),
             FieldTable::default(),
         );
         unbound.await.map_err(errors::operation)?;
         if moves {
-            let moved = transfer(&channel, &store, queue).await;
+            let moved = transfer(&channel, store, queue).await;
             moved.map_err(errors::operation)?;
         }
         let deleted = channel.queue_delete(store.into(), QueueDeleteOptions::default());
@@ -152,11 +173,12 @@ impl Topology {
         if *provision == Provision::None {
             return Ok(());
         }
+        let channel = &link.channel().await?;
         let exchange = self.names.exchange();
-        self.ensure_exchange(link, exchange, *provision).await?;
+        self.ensure_exchange(channel, exchange, *provision).await?;
         if pattern.is_dead_letters() && pattern.is_literal() {
             return self
-                .ensure_dead_letters(link, pattern, *retention, *provision)
+                .ensure_dead_letters(link, channel, pattern, *retention, *provision)
                 .await;
         }
         let wanted = Wanted {
@@ -164,8 +186,9 @@ impl Topology {
             arguments: self.durable(pattern, *retention),
             auto_delete: false,
         };
-        self.ensure_queue(link, &wanted, *provision).await?;
-        self.bind(link, &wanted.name, exchange, pattern, *provision)
+        self.ensure_queue(link, channel, &wanted, *provision)
+            .await?;
+        self.bind(channel, &wanted.name, exchange, pattern, *provision)
             .await
     }
 
@@ -173,6 +196,7 @@ impl Topology {
     async fn ensure_dead_letters(
         &self,
         link: &Link,
+        channel: &Channel,
         pattern: &Pattern,
         retention: Duration,
         provision: Provision,
@@ -183,10 +207,10 @@ impl Topology {
             auto_delete: false,
         };
         if !self.exists(link, &wanted.name).await? {
-            self.ensure_queue(link, &wanted, provision).await?;
+            self.ensure_queue(link, channel, &wanted, provision).await?;
         }
         let exchange = self.names.exchange();
-        self.bind(link, &wanted.name, exchange, pattern, provision)
+        self.bind(channel, &wanted.name, exchange, pattern, provision)
             .await
     }
 
@@ -194,10 +218,11 @@ impl Topology {
     pub(crate) async fn ensure_calls(
         &self,
         link: &Link,
+        channel: &Channel,
         pattern: &Pattern,
     ) -> Result<String, Error> {
         let exchange = self.names.calls_exchange();
-        self.ensure_exchange(link, &exchange, Provision::Create)
+        self.ensure_exchange(channel, &exchange, Provision::Create)
             .await?;
         let mut arguments = FieldTable::default();
         put_text(&mut arguments, "x-queue-type", "classic");
@@ -206,8 +231,9 @@ impl Topology {
             arguments,
             auto_delete: true,
         };
-        self.ensure_queue(link, &wanted, Provision::Create).await?;
-        self.bind(link, &wanted.name, &exchange, pattern, Provision::Create)
+        self.ensure_queue(link, channel, &wanted, Provision::Create)
+            .await?;
+        self.bind(channel, &wanted.name, &exchange, pattern, Provision::Create)
             .await?;
         Ok(wanted.name)
     }
@@ -244,7 +270,9 @@ impl Topology {
             arguments,
             auto_delete: false,
         };
-        self.ensure_queue(link, &wanted, Provision::Create).await?;
+        let channel = link.channel().await?;
+        self.ensure_queue(link, &channel, &wanted, Provision::Create)
+            .await?;
         self.declared(&wanted.name);
         Ok(wanted.name)
     }
@@ -284,9 +312,10 @@ impl Topology {
             FieldTable::default(),
         );
         declared.await.map_err(errors::operation)?;
-        self.ensure_exchange(link, self.names.exchange(), Provision::Create)
+        self.ensure_exchange(&channel, self.names.exchange(), Provision::Create)
             .await?;
-        self.ensure_queue(link, &wanted, Provision::Create).await?;
+        self.ensure_queue(link, &channel, &wanted, Provision::Create)
+            .await?;
         let name = wanted.name.as_str();
         let bound = channel.queue_bind(
             name.into(),
@@ -321,7 +350,7 @@ impl Topology {
 
     async fn ensure_exchange(
         &self,
-        link: &Link,
+        channel: &Channel,
         name: &str,
         provision: Provision,
     ) -> Result<(), Error> {
@@ -330,7 +359,6 @@ impl Topology {
             passive: provision == Provision::Verify,
             ..ExchangeDeclareOptions::default()
         };
-        let channel = link.channel().await?;
         let declared = channel.exchange_declare(
             name.into(),
             ExchangeKind::Topic,
@@ -341,51 +369,51 @@ impl Topology {
         declared.map_err(|error| self.at(error, "exchange", name))
     }
 
-    /// Declares a queue; tells whether it was not there before.
     async fn ensure_queue(
         &self,
         link: &Link,
+        channel: &Channel,
         wanted: &Wanted,
         provision: Provision,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
+        if provision == Provision::Verify {
+            return self.verify(link, wanted).await;
+        }
+        // Declaring what is there compares it, and the broker names what differs.
+        let declared = declare(channel, wanted).await.map_err(errors::operation);
+        declared.map_err(|error| self.at(error, "queue", &wanted.name))?;
+        let mut told = self.told.lock();
+        if told.len() < REMEMBERED && told.insert(wanted.name.clone()) {
+            tracing::info!(transport = %self.transport.name, queue = wanted.name, "a queue was declared");
+        }
+        Ok(())
+    }
+
+    /// Compares a queue that must be there. Who may not configure it may use it, but not compare it.
+    async fn verify(&self, link: &Link, wanted: &Wanted) -> Result<(), Error> {
         let name = wanted.name.as_str();
-        let exists = self.exists(link, name).await?;
-        if !exists && provision == Provision::Verify {
+        if !self.exists(link, name).await? {
             let message = "the queue does not exist; create it, or set `provision = \"create\"`";
             let error = Error::new(ErrorKind::NotFound, message);
             return Err(self.at(error, "queue", name));
         }
-        let options = QueueDeclareOptions {
-            durable: true,
-            auto_delete: wanted.auto_delete,
-            ..QueueDeclareOptions::default()
-        };
         let channel = link.channel().await?;
-        // Declaring what is there compares it, and the broker names what differs.
-        let declared = channel.queue_declare(name.into(), options, wanted.arguments.clone());
-        match declared.await {
-            Ok(_) => {}
-            Err(error)
-                if exists
-                    && provision == Provision::Verify
-                    && errors::is_soft(&error, &AMQPSoftError::ACCESSREFUSED) =>
-            {
+        match declare(&channel, wanted).await {
+            Ok(()) => Ok(()),
+            Err(error) if errors::is_soft(&error, &AMQPSoftError::ACCESSREFUSED) => {
                 tracing::info!(
                     queue = name,
-                    "the user may not configure the queue, so its arguments cannot be compared"
+                    "its arguments cannot be compared: the user may not configure it"
                 );
+                Ok(())
             }
-            Err(error) => return Err(self.at(errors::operation(error), "queue", name)),
+            Err(error) => Err(self.at(errors::operation(error), "queue", name)),
         }
-        if !exists {
-            tracing::info!(transport = %self.transport.name, queue = name, "a queue was created");
-        }
-        Ok(!exists)
     }
 
     async fn bind(
         &self,
-        link: &Link,
+        channel: &Channel,
         queue: &str,
         exchange: &str,
         pattern: &Pattern,
@@ -395,7 +423,6 @@ impl Topology {
             // AMQP cannot ask for bindings.
             return Ok(());
         }
-        let channel = link.channel().await?;
         let bound = channel.queue_bind(
             queue.into(),
             exchange.into(),
@@ -510,10 +537,10 @@ impl Topology {
 
     fn declared(&self, name: &str) {
         let mut delays = self.delays.lock();
-        if delays.len() == DELAYS {
+        if delays.len() == REMEMBERED {
             delays.retain(|_, at| at.elapsed() < DELAY_RENEWAL);
         }
-        if delays.len() < DELAYS {
+        if delays.len() < REMEMBERED {
             delays.insert(name.to_owned(), Instant::now());
         }
     }
@@ -567,6 +594,20 @@ async fn transfer(channel: &Channel, from: &str, to: &str) -> lapin::Result<()> 
             .basic_ack(last, BasicAckOptions { multiple: true })
             .await?;
     }
+}
+
+async fn declare(channel: &Channel, wanted: &Wanted) -> lapin::Result<()> {
+    let options = QueueDeclareOptions {
+        durable: true,
+        auto_delete: wanted.auto_delete,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(
+        wanted.name.as_str().into(),
+        options,
+        wanted.arguments.clone(),
+    );
+    declared.await.map(drop)
 }
 
 async fn passive(channel: &Channel, queue: &str) -> lapin::Result<()> {
