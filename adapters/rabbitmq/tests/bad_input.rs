@@ -186,7 +186,7 @@ async fn a_payload_over_the_brokers_limit_is_refused_and_its_neighbours_are_conf
     let large = vec![0_u8; 2_000_000];
     for number in 0..20 {
         let (refused, accepted) = tokio::join!(
-            async { client.emit("shop.large", Raw(large.clone().into())).await },
+            async { client.emit("shop.large", &Raw(large.clone().into())).await },
             async { client.emit("shop.placed", &number).await },
         );
         let refused = refused.unwrap_err();
