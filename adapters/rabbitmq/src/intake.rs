@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use anywire::pattern::publish_subscribe::{
-    Guarantee, Incoming, Received, Settle, SettleBatch, Settlement, Spec,
+    Guarantee, Incoming, Provision, Received, Settle, SettleBatch, Settlement, Spec,
 };
 use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
 use anywire::{Error, ErrorKind, Order, Subject};
@@ -58,7 +58,8 @@ impl Intake {
                 Box::pin(async move {
                     let connection = connection.upgrade().ok_or_else(errors::closed)?;
                     connection.check_open()?;
-                    consume(&connection, &link, &spec, unique).await
+                    let opened = consume(&connection, &link, &spec, unique).await;
+                    opened.map_err(|error| may_be_made_again(error, &spec))
                 })
             }
         };
@@ -111,6 +112,17 @@ async fn consume(
         channel: Arc::new(channel),
         consumer,
     })
+}
+
+/// What is deleted while we declare it is missed a moment later; the next attempt makes it.
+fn may_be_made_again(error: Error, spec: &Spec) -> Error {
+    match (error.kind(), spec.provision) {
+        (ErrorKind::NotFound, Provision::Create) => {
+            let message = "a queue or exchange went away while it was declared";
+            Error::new(ErrorKind::Unavailable, message).with_source(error)
+        }
+        _ => error,
+    }
 }
 
 #[async_trait]
