@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long the broker may take to begin to deliver.
 const CONSUME: Duration = Duration::from_secs(5);
 /// How long the broker may take to confirm that it delivers no more.
-const CANCEL: Duration = Duration::from_secs(2);
+const CANCEL: Duration = Duration::from_millis(500);
 
 /// A consumer, and the channel that it has for itself.
 #[derive(Clone)]

@@ -139,13 +139,13 @@ impl Link {
         let _ = state.wait_for(|state| state.closed || !state.blocked).await;
     }
 
-    /// Closes the connection for good.
-    pub(crate) async fn close(&self) {
+    /// Closes the connection for good. Who does not say goodbye within `patience` is left without.
+    pub(crate) async fn close(&self, patience: Duration) {
         let Some(live) = self.0.shut() else {
             return;
         };
         let goodbye = live.connection.close(200, "OK".into());
-        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        let _ = tokio::time::timeout(patience.min(GOODBYE), goodbye).await;
         live.plug.pull();
     }
 }

@@ -368,14 +368,15 @@ impl Connection {
             () = self.clock.sleep_until(deadline) => false,
         };
         let is_connected = self.main.is_connected();
+        let left = || deadline.saturating_duration_since(self.clock.now());
         if let Some(consuming) = self.consuming.get() {
-            consuming.close().await;
+            consuming.close(left()).await;
         }
         for outlet in [&self.outlet, &self.air, &self.calls] {
             outlet.close();
         }
         // The replies' address goes last.
-        self.main.close().await;
+        self.main.close(left()).await;
         self.health.status.send_replace(Status::Closed);
         match in_time || !is_connected {
             true => Ok(()),

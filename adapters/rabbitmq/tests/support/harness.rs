@@ -17,10 +17,7 @@ use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::{SERVER, Server};
-
-/// How long the broker takes at most to write down which queues there are.
-const NAMES_ARE_WRITTEN: Duration = Duration::from_secs(1);
+use super::{NAMES_ARE_WRITTEN, SERVER, Server};
 
 /// Runs the suite on a server of its own, which it may break.
 pub(crate) fn run() -> ExitCode {

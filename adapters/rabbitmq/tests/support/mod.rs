@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anywire::{App, Config, Router, RunningApp};
 use anywire_conformance::rig::{Broker, Program, Seen, free_port};
@@ -21,6 +22,9 @@ pub(crate) const SERVER: &str = "ANYWIRE_TEST_RABBITMQ_SERVER";
 pub(crate) const CTL: &str = "ANYWIRE_TEST_RABBITMQ_CTL";
 /// The line of its log after which it takes connections holds this.
 const READY: &str = "Server startup complete";
+
+/// How long the broker takes at most to write down which queues there are.
+pub(crate) const NAMES_ARE_WRITTEN: Duration = Duration::from_secs(1);
 
 /// A server on a port and with data of its own. It ends with its value.
 pub(crate) struct Server {
