@@ -1,11 +1,12 @@
 # shellcheck shell=bash
 # Apache Kafka, one node, for tools/brokers. ANYWIRE_KAFKA_PORT (default 14092) is its port.
+# ANYWIRE_TEST_KAFKA_JARS is another folder of jars than the installed one.
 
 kafka_version=4.3.1
 
 kafka_port() { echo "${ANYWIRE_KAFKA_PORT:-14092}"; }
 kafka_url() { echo "kafka://127.0.0.1:$(kafka_port)"; }
-kafka_jars() { echo "$(home kafka)/$kafka_version"; }
+kafka_jars() { echo "${ANYWIRE_TEST_KAFKA_JARS:-$(home kafka)/$kafka_version}"; }
 
 # shellcheck disable=SC2154 # `tools` is of the script that reads this one.
 kafka_server() { [[ -e $(kafka_jars)/complete ]] && kafka_has_java && echo "$tools/brokers.d/kafka-server"; }
@@ -27,7 +28,7 @@ kafka_install() {
         apt-get install -qq --no-install-recommends "${missing[@]}"
     fi
     kafka_has_java || die "kafka: this distribution's Java is older than 17; install a newer one, and come again"
-    jars=$(kafka_jars)
+    jars=$(home kafka)/$kafka_version
     rm -rf "$jars"
     mvn --quiet --batch-mode --file "$tools/brokers.d/kafka-pom.xml" -Dkafka.version="$kafka_version" \
         dependency:copy-dependencies -DoutputDirectory="$jars" -DincludeScope=runtime

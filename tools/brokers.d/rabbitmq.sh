@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # RabbitMQ with its usual plugins off, for tools/brokers. ANYWIRE_RABBITMQ_PORT (default 14672) is its port;
 # ANYWIRE_RABBITMQ_SERIES=3 makes it the old series that is still widely run, instead of 4.
+# ANYWIRE_TEST_RABBITMQ_TREE is another Debian than the installed one.
 #
 # It lies in a Debian of its own: its packages go with one Erlang and one user, and start what they install. Only root can make
 # such a tree and go into it; else the server is the machine's own, where there is one.
@@ -25,7 +26,9 @@ rabbitmq_url() { echo "amqp://guest:guest@127.0.0.1:$(rabbitmq_port)"; }
 rabbitmq_tree() {
     local tree
     tree=$(home rabbitmq)/$(rabbitmq_series)
-    if ((EUID == 0)) && [[ -e $tree/complete ]]; then
+    if [[ -n ${ANYWIRE_TEST_RABBITMQ_TREE:-} && -z ${ANYWIRE_RABBITMQ_SERIES:-} ]]; then
+        echo "$ANYWIRE_TEST_RABBITMQ_TREE"
+    elif ((EUID == 0)) && [[ -e $tree/complete ]]; then
         echo "$tree"
     elif [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]]; then
         echo /
