@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anywire::clock::{Clock, ManualClock};
@@ -194,13 +194,14 @@ async fn emit_all_tells_the_result_of_each() {
 }
 
 /// Says of the first so many publishes of an entry that their outcome is unknown, though the wire took them; and takes
-/// a third of a second each time.
+/// a third of a second each time. It may refuse those that come later.
 #[derive(Debug)]
 struct Forgetful {
     inner: Arc<dyn Publisher>,
 }
 
 static FORGETS: AtomicUsize = AtomicUsize::new(0);
+static REFUSES: AtomicBool = AtomicBool::new(false);
 static SENT: Mutex<Vec<MessageId>> = Mutex::new(Vec::new());
 /// The tests that share them take turns.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -226,6 +227,9 @@ impl Publisher for Forgetful {
             for outcome in outcomes {
                 batch.record(match forgets {
                     true => Published::Unknown(Error::new(ErrorKind::Disconnected, "cut")),
+                    false if REFUSES.load(Ordering::Relaxed) => {
+                        Published::Rejected(Error::new(ErrorKind::Unavailable, "down"))
+                    }
                     false => outcome,
                 });
             }
@@ -236,6 +240,7 @@ impl Publisher for Forgetful {
 
 async fn forgetful(times: usize, clock: &ManualClock) -> anywire::RunningApp {
     FORGETS.store(times, Ordering::Relaxed);
+    REFUSES.store(false, Ordering::Relaxed);
     SENT.lock().clear();
     let adapter = Altered {
         publisher: |inner| Arc::new(Forgetful { inner }),
@@ -289,6 +294,25 @@ async fn what_stays_unknown_ends_with_the_deadline_and_never_as_accepted() {
     .await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::OutcomeUnknown);
     assert!(clock.now() - start <= SECOND * 3);
+}
+
+#[tokio::test]
+async fn what_may_have_been_taken_once_is_never_told_as_refused() {
+    let _turn = TURN.lock().await;
+    let clock = ManualClock::new();
+    let app = forgetful(1, &clock).await;
+    REFUSES.store(true, Ordering::Relaxed);
+    let client = app.client();
+    let one = client.emit("a.b", &1).timeout(SECOND);
+    let error = drive(&clock, one.into_future()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+    FORGETS.store(1, Ordering::Relaxed);
+    let many = client.emit_all("a.b", &[1, 2]).timeout(SECOND);
+    let error = drive(&clock, many.into_future()).await.unwrap_err();
+    for result in error.results() {
+        let error = result.as_ref().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+    }
 }
 
 #[tokio::test]

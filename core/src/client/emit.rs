@@ -347,8 +347,9 @@ impl Job {
                 }
                 error
             }
-            Published::Rejected(error) => error,
-            Published::Unknown(error) => {
+            Published::Rejected(error) if first => error,
+            // Who was refused now may have been taken by a try before.
+            Published::Rejected(error) | Published::Unknown(error) => {
                 let unknown = "it cannot be known whether the broker took the message";
                 Error::new(ErrorKind::OutcomeUnknown, unknown).with_source(error)
             }
