@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use anywire::clock::Clock;
+use anywire::transport::Seldom;
 use anywire::{Error, ErrorKind};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
@@ -17,7 +18,6 @@ use lapin::{Channel, Consumer};
 use parking_lot::Mutex;
 
 use crate::errors;
-use crate::seldom::Seldom;
 
 /// Between two attempts to open a consumer again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -58,7 +58,8 @@ impl Intake {
                 Box::pin(async move {
                     let connection = connection.upgrade().ok_or_else(errors::closed)?;
                     connection.check_open()?;
-                    let opened = consume(&connection, &link, &spec, unique).await;
+                    let opening = consume(&connection, &link, &spec, unique);
+                    let opened = link.while_live(opening).await;
                     opened.map_err(|error| may_be_made_again(error, &spec))
                 })
             }
@@ -277,6 +278,8 @@ impl Settle for Shared {
         if self.spec.guarantee == Guarantee::AtMostOnce {
             return Progress::Done(batch);
         }
+        // Before the channel: one that is newer than its connection here would only be given up early.
+        let epoch = self.link.epoch();
         let Some(channel) = self.seat.channel() else {
             (0..batch.items().len()).for_each(|index| batch.fail(index, stale()));
             return Progress::Done(batch);
@@ -294,12 +297,20 @@ impl Settle for Shared {
         }
         match last {
             None => Progress::Done(batch),
-            Some(last) => Progress::pending(async move {
-                if last.await.is_err() {
-                    fail_rest(&mut batch);
-                }
-                batch
-            }),
+            Some(last) => {
+                let end = self.link.end_of(epoch);
+                Progress::pending(async move {
+                    let is_told = tokio::select! {
+                        biased;
+                        told = last => told.is_ok(),
+                        () = end => false,
+                    };
+                    if !is_told {
+                        fail_rest(&mut batch);
+                    }
+                    batch
+                })
+            }
         }
     }
 }

@@ -1,38 +1,32 @@
 //! What a channel delivered and what became of it, so that acknowledgements go together and none goes astray.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anywire::Message;
 use anywire::pattern::Tag;
 use anywire::pattern::publish_subscribe::Received;
 
-/// The deliveries of one subscription.
+/// The deliveries of one subscription. It holds what is unsettled, which the prefetch bounds.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     /// Counts the channels. It is the upper half of a tag's epoch.
     generation: u32,
-    /// The delivery tag of the first delivery in `deliveries`; the broker counts them one by one.
-    base: u64,
-    deliveries: VecDeque<Delivery>,
+    /// Held by core, or given back to ourselves; by the broker's tag.
+    open: BTreeMap<u64, Delivery>,
+    /// What the broker is to be told that it is settled.
+    settled: Vec<u64>,
     /// What was given back to ourselves, in the order of the channel.
-    again: VecDeque<u64>,
+    again: BTreeSet<u64>,
     /// Whether returned messages stay with us, so that they come before those behind them.
     keeps: bool,
 }
 
 #[derive(Debug)]
-enum Delivery {
-    /// Held by core, or given back to ourselves.
-    Open {
-        /// How often it was given back; the lower half of its tag's epoch.
-        life: u32,
-        kept: Option<Message>,
-        deliveries: u32,
-    },
-    /// Settled in this round: the broker is to be told.
-    Acking,
-    /// The broker was told.
-    Told,
+struct Delivery {
+    /// How often it was given back; the lower half of its tag's epoch.
+    life: u32,
+    kept: Option<Message>,
+    deliveries: u32,
 }
 
 /// What the broker is told.
@@ -46,9 +40,9 @@ impl Ledger {
     pub(crate) fn new(keeps: bool) -> Self {
         Self {
             generation: 0,
-            base: 0,
-            deliveries: VecDeque::new(),
-            again: VecDeque::new(),
+            open: BTreeMap::new(),
+            settled: Vec::new(),
+            again: BTreeSet::new(),
             keeps,
         }
     }
@@ -56,53 +50,48 @@ impl Ledger {
     /// The channel is gone, and with it all that it delivered.
     pub(crate) fn begin_anew(&mut self) {
         self.generation += 1;
-        self.deliveries.clear();
+        self.open.clear();
+        self.settled.clear();
         self.again.clear();
     }
 
     /// Takes a delivery in.
     pub(crate) fn take_in(&mut self, tag: u64, message: Message, deliveries: u32) -> Received {
         let kept = self.keeps.then(|| message.clone());
-        self.reach(tag);
-        self.deliveries.push_back(Delivery::Open {
-            life: 0,
+        let life = 0;
+        let delivery = Delivery {
+            life,
             kept,
             deliveries,
-        });
-        received(message, self.tag(tag, 0), deliveries)
+        };
+        self.open.insert(tag, delivery);
+        received(message, self.tag(tag, life), deliveries)
     }
 
     /// Takes a delivery in that nobody shall see.
     pub(crate) fn pass_by(&mut self, tag: u64) {
-        self.reach(tag);
-        self.deliveries.push_back(Delivery::Acking);
+        self.settled.push(tag);
     }
 
     /// What was given back to ourselves, to be delivered again.
     pub(crate) fn next_again(&mut self) -> Option<Received> {
-        let tag = self.again.pop_front()?;
-        let generation = self.generation;
-        let Some(Delivery::Open {
-            life,
-            kept: Some(kept),
-            deliveries,
-        }) = self.get_mut(tag)
-        else {
-            return None;
-        };
-        let tag = Tag {
-            slot: tag,
-            epoch: epoch(generation, *life),
-        };
-        Some(received(kept.clone(), tag, *deliveries))
+        let tag = self.again.pop_first()?;
+        let delivery = self.open.get(&tag)?;
+        let message = delivery.kept.clone()?;
+        Some(received(
+            message,
+            self.tag(tag, delivery.life),
+            delivery.deliveries,
+        ))
     }
 
     /// Marks a delivery as handled; `false` where it is not ours to settle.
     pub(crate) fn ack(&mut self, tag: Tag) -> bool {
-        let Some(delivery) = self.held(tag) else {
+        if self.held(tag).is_none() {
             return false;
-        };
-        *delivery = Delivery::Acking;
+        }
+        self.open.remove(&tag.slot);
+        self.settled.push(tag.slot);
         true
     }
 
@@ -110,55 +99,33 @@ impl Ledger {
     pub(crate) fn give_back(&mut self, tag: Tag) -> Option<Option<Word>> {
         let keeps = self.keeps;
         let delivery = self.held(tag)?;
-        if let Delivery::Open {
-            life, deliveries, ..
-        } = delivery
-            && keeps
-        {
-            *life += 1;
-            *deliveries = deliveries.saturating_add(1);
-            let at = self.again.partition_point(|other| *other < tag.slot);
-            self.again.insert(at, tag.slot);
+        if keeps {
+            delivery.life += 1;
+            delivery.deliveries = delivery.deliveries.saturating_add(1);
+            self.again.insert(tag.slot);
             return Some(None);
         }
-        *delivery = Delivery::Told;
+        self.open.remove(&tag.slot);
         Some(Some(Word::Nack { tag: tag.slot }))
     }
 
     /// What the broker is to be told about what was acknowledged: one word as far as all before is settled, then one for each.
     pub(crate) fn words(&mut self, words: &mut Vec<Word>) {
-        let (mut last, mut count) = (None, 0);
-        while let Some(Delivery::Acking | Delivery::Told) = self.deliveries.front() {
-            if let Some(Delivery::Acking) = self.deliveries.pop_front() {
-                last = Some(self.base);
-                count += 1;
-            }
-            self.base += 1;
-        }
+        let open = self.open.first_key_value();
+        let open = open.map_or(u64::MAX, |(tag, _)| *tag);
+        let together = self.settled.iter().filter(|tag| **tag < open);
+        let (last, count) = together.fold((None, 0), |(last, count), tag| {
+            (last.max(Some(*tag)), count + 1)
+        });
         words.extend(last.map(|tag| Word::Ack {
             tag,
             multiple: count > 1,
         }));
-        let base = self.base;
-        for (at, delivery) in self.deliveries.iter_mut().enumerate() {
-            if matches!(delivery, Delivery::Acking) {
-                *delivery = Delivery::Told;
-                words.push(Word::Ack {
-                    tag: base + at as u64,
-                    multiple: false,
-                });
-            }
-        }
-    }
-
-    fn reach(&mut self, tag: u64) {
-        if self.deliveries.is_empty() {
-            self.base = tag;
-        }
-        // The broker leaves no gap; were there one, it would not be ours to acknowledge.
-        while self.base + (self.deliveries.len() as u64) < tag {
-            self.deliveries.push_back(Delivery::Told);
-        }
+        let single = self.settled.drain(..).filter(|tag| *tag > open);
+        words.extend(single.map(|tag| Word::Ack {
+            tag,
+            multiple: false,
+        }));
     }
 
     fn tag(&self, tag: u64, life: u32) -> Tag {
@@ -168,18 +135,10 @@ impl Ledger {
         }
     }
 
-    fn get_mut(&mut self, tag: u64) -> Option<&mut Delivery> {
-        let at = usize::try_from(tag.checked_sub(self.base)?).ok()?;
-        self.deliveries.get_mut(at)
-    }
-
     fn held(&mut self, tag: Tag) -> Option<&mut Delivery> {
         let generation = self.generation;
-        let delivery = self.get_mut(tag.slot)?;
-        match delivery {
-            Delivery::Open { life, .. } if epoch(generation, *life) == tag.epoch => Some(delivery),
-            _ => None,
-        }
+        let delivery = self.open.get_mut(&tag.slot)?;
+        (epoch(generation, delivery.life) == tag.epoch).then_some(delivery)
     }
 }
 
@@ -268,6 +227,18 @@ mod tests {
         assert_eq!(again[0].deliveries, Some(2));
         assert!(ledger.ack(again[0].tag));
         assert_eq!(words(&mut ledger), [ack(1, false)]);
+    }
+
+    #[test]
+    fn one_that_stays_open_holds_no_memory_of_what_was_settled_behind_it() {
+        let (mut ledger, tags) = filled(false, 1);
+        for tag in 2..100_000 {
+            let next = ledger.take_in(tag, message(), 1).tag;
+            assert!(ledger.ack(next));
+            assert_eq!(words(&mut ledger), [ack(tag, false)]);
+        }
+        assert_eq!((ledger.open.len(), ledger.settled.len()), (1, 0));
+        assert!(ledger.ack(tags[0]));
     }
 
     #[test]

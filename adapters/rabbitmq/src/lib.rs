@@ -11,7 +11,6 @@ mod link;
 mod names;
 mod outlet;
 mod publisher;
-mod seldom;
 mod server;
 mod subscriber;
 mod topology;

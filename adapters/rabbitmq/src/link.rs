@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anywire::Error;
 use anywire::config::TransportConfig;
+use anywire::transport::Seldom;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -18,7 +19,6 @@ use tokio::sync::watch;
 use crate::config::RabbitmqConfig;
 use crate::dial::{self, Plug};
 use crate::errors;
-use crate::seldom::Seldom;
 
 /// The first pause between two attempts, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -115,6 +115,38 @@ impl Link {
     pub(crate) async fn channel(&self) -> Result<Channel, Error> {
         let (connection, _) = self.live().await?;
         connection.create_channel().await.map_err(errors::operation)
+    }
+
+    /// Does something with the connection that is there, for as long as it is: the library leaves who asks in the moment of its end
+    /// without an answer.
+    ///
+    /// # Errors
+    /// `Closed`; `Disconnected` where the connection is lost meanwhile.
+    pub(crate) async fn while_live<T>(
+        &self,
+        doing: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let (_, epoch) = self.live().await?;
+        tokio::select! {
+            biased;
+            done = doing => done,
+            () = self.end_of(epoch) => Err(errors::disconnected()),
+        }
+    }
+
+    /// Which connection it is now.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.state.borrow().epoch
+    }
+
+    /// Waits until this connection is no more.
+    pub(crate) fn end_of(&self, epoch: u64) -> impl Future<Output = ()> + Send + 'static {
+        let mut state = self.0.state.subscribe();
+        async move {
+            let is_over =
+                |state: &State| state.closed || state.epoch != epoch || state.live.is_none();
+            drop(state.wait_for(is_over).await);
+        }
     }
 
     /// The connection now, if there is one.

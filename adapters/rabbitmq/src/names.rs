@@ -69,6 +69,11 @@ impl Names {
         bounded(format!("{}~store/{}", self.exchange, pattern.wildcards()))
     }
 
+    /// The queue that says that `queue` is to have what a store holds.
+    pub(crate) fn claim(&self, queue: &str) -> String {
+        bounded(format!("{}~claim/{queue}", self.exchange))
+    }
+
     fn dead_letters(&self, pattern: &Pattern) -> String {
         let of = pattern.wildcards();
         let rest = of.strip_prefix("anywire").unwrap_or(of);

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anywire::{Error, ErrorKind};
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FusedFuture};
 use futures::stream::FuturesUnordered;
 use futures::task::AtomicWaker;
 use futures::{FutureExt, StreamExt};
@@ -283,6 +284,13 @@ impl Outlet {
     }
 
     async fn open(&self) -> Result<Arc<Lane>, Error> {
+        let (_, epoch) = self.link.live().await?;
+        let lane = self.link.while_live(self.prepare()).await?;
+        tokio::spawn(drive(Arc::clone(&lane), self.link.end_of(epoch)));
+        Ok(lane)
+    }
+
+    async fn prepare(&self) -> Result<Arc<Lane>, Error> {
         let channel = self.link.channel().await?;
         if self.setup.confirm {
             let selected = channel
@@ -291,7 +299,7 @@ impl Outlet {
             selected.map_err(errors::operation)?;
         }
         (self.setup.prepare)(channel.clone()).await?;
-        let lane = Arc::new(Lane {
+        Ok(Arc::new(Lane {
             channel,
             has_exchange: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
@@ -299,9 +307,7 @@ impl Outlet {
             driver: AtomicWaker::new(),
             max_size: Arc::clone(&self.setup.max_size),
             refusals: Arc::clone(&self.refusals),
-        });
-        tokio::spawn(drive(Arc::clone(&lane)));
-        Ok(lane)
+        }))
     }
 
     /// Whether the exchange is there. The broker closes the channel on a message to one that is not.
@@ -309,7 +315,14 @@ impl Outlet {
         if lane.has_exchange.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let channel = self.link.channel().await.map_err(Sent::Refused)?;
+        let looking = self.link.while_live(self.find_exchange());
+        let found = looking.await.map_err(Sent::Refused)?;
+        lane.has_exchange.fetch_or(found, Ordering::Relaxed);
+        Ok(found)
+    }
+
+    async fn find_exchange(&self) -> Result<bool, Error> {
+        let channel = self.link.channel().await?;
         let name = self.setup.exchange.as_str().into();
         let options = ExchangeDeclareOptions {
             passive: true,
@@ -320,12 +333,11 @@ impl Outlet {
             .await;
         match found {
             Ok(()) => {
-                lane.has_exchange.store(true, Ordering::Relaxed);
                 let _ = channel.close(200, "OK".into()).now_or_never();
                 Ok(true)
             }
             Err(error) if errors::is_soft(&error, &AMQPSoftError::NOTFOUND) => Ok(false),
-            Err(error) => Err(Sent::Refused(errors::operation(error))),
+            Err(error) => Err(errors::operation(error)),
         }
     }
 
@@ -380,6 +392,8 @@ struct Board {
     /// By number, from `base` on.
     slots: VecDeque<Option<Slot>>,
     base: u64,
+    /// Nobody looks after what would be handed over.
+    is_over: bool,
 }
 
 type Flight = BoxFuture<'static, (u64, lapin::Result<Confirmation>)>;
@@ -414,7 +428,7 @@ impl Lane {
         index: usize,
     ) -> Result<(), Box<(Parcel, Room)>> {
         let mut board = self.board.lock();
-        if !self.is_open() {
+        if board.is_over || !self.is_open() {
             return Err(Box::new((parcel, room)));
         }
         let slot = Slot {
@@ -438,6 +452,25 @@ impl Lane {
         drop(board);
         self.driver.wake();
         Ok(())
+    }
+
+    /// Whether there is nothing left to look after. The library never resolves what it was handed in the moment of the end.
+    fn rest(&self, is_lost: bool, is_empty: bool) -> Poll<()> {
+        let is_retired = self.is_retired.load(Ordering::Acquire);
+        let is_lost = is_lost || (is_retired && !self.is_open());
+        let mut board = self.board.lock();
+        let is_over = is_lost || (is_retired && is_empty && board.handed.is_empty());
+        if !is_over {
+            return Poll::Pending;
+        }
+        board.is_over = true;
+        board.handed.clear();
+        let left: Vec<_> = board.slots.drain(..).flatten().collect();
+        drop(board);
+        for slot in left {
+            slot.ticket.end(slot.index, Sent::Unknown(unconfirmed()));
+        }
+        Poll::Ready(())
     }
 
     /// Notes which message a returned one is.
@@ -495,8 +528,7 @@ impl Lane {
                 }
             }
         }
-        let text = "the channel or the connection was lost before the confirmation came";
-        Sent::Unknown(Error::new(ErrorKind::OutcomeUnknown, text).with_source(error))
+        Sent::Unknown(unconfirmed().with_source(error))
     }
 
     fn remember(&self, route: u64, why: &str) {
@@ -537,25 +569,23 @@ fn fly(lane: Arc<Lane>, parcel: Parcel, number: u64) -> Flight {
     })
 }
 
-/// Takes the confirmations of a channel.
-async fn drive(lane: Arc<Lane>) {
+/// Takes the confirmations of a channel, until it is retired and all are there, or its connection is at its end.
+async fn drive(lane: Arc<Lane>, end: impl Future<Output = ()>) {
+    let mut end = pin!(end.fuse());
     let mut flying = FuturesUnordered::new();
     // Resolved, but not told yet.
     let mut seen = Vec::new();
     std::future::poll_fn(|cx| {
         lane.driver.register(cx.waker());
+        // What the connection still brought is there when its end is told.
+        let is_lost = end.is_terminated() || end.poll_unpin(cx).is_ready();
         loop {
             let fresh = take_resolved(&lane, &mut flying, cx);
             for (number, ended) in seen.drain(..) {
                 lane.tell(number, ended);
             }
             if fresh.is_empty() {
-                let is_over = flying.is_empty() && lane.is_retired.load(Ordering::Acquire);
-                return if is_over {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                };
+                return lane.rest(is_lost, flying.is_empty());
             }
             seen = fresh;
             // The library resolves what one frame confirms under a lock that this takes: afterwards all of it is seen.
@@ -627,6 +657,13 @@ pub(crate) fn too_large(size: usize, most: usize) -> Error {
         format!(
             "the payload has {size} bytes, this RabbitMQ takes {most}; raise max_message_size here and on the broker, or send a reference to it"
         ),
+    )
+}
+
+fn unconfirmed() -> Error {
+    Error::new(
+        ErrorKind::OutcomeUnknown,
+        "the channel or the connection was lost before the confirmation came",
     )
 }
 

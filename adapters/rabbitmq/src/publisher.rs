@@ -121,7 +121,8 @@ async fn prepare<'a>(
     let (exchange, key) = match (target, delay) {
         (Target::Subject, None) => (names.exchange().to_owned(), message.subject().to_string()),
         (Target::Subject, Some(delay)) => {
-            let exchange = topology.ensure_delay(&connection.main, delay).await?;
+            let declaring = topology.ensure_delay(&connection.main, delay);
+            let exchange = connection.main.while_live(declaring).await?;
             (exchange, message.subject().to_string())
         }
         (Target::Subscription(subscription), None) => {
@@ -130,7 +131,7 @@ async fn prepare<'a>(
         (Target::Subscription(subscription), Some(delay)) => {
             let queue = names.subscription(subscription);
             let waiting = topology.ensure_delay_for(&connection.main, &queue, delay);
-            (String::new(), waiting.await?)
+            (String::new(), connection.main.while_live(waiting).await?)
         }
     };
     let parcel = Parcel {

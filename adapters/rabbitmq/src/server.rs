@@ -51,7 +51,8 @@ impl RabbitmqResponder {
                 Box::pin(async move {
                     let connection = connection.upgrade().ok_or_else(errors::closed)?;
                     connection.check_open()?;
-                    consume(&connection, &link, &pattern, window).await
+                    let opening = consume(&connection, &link, &pattern, window);
+                    link.while_live(opening).await
                 })
             }
         };

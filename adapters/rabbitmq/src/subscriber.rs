@@ -38,7 +38,8 @@ impl RabbitmqSubscriber {
     async fn declare_one(&self, store: &Store) -> Result<(), Error> {
         self.connection.check_open()?;
         let link = self.connection.consuming().await?;
-        self.connection.topology.ensure_store(&link, store).await
+        let declaring = self.connection.topology.ensure_store(&link, store);
+        link.while_live(declaring).await
     }
 }
 

@@ -10,8 +10,9 @@ use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Order, Provision, Spec, Start, Store};
 use anywire::{Error, ErrorKind, Pattern};
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions,
+    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
@@ -107,60 +108,66 @@ impl Topology {
         let wanted = self.of_subscription(spec, queue);
         let is_durable =
             spec.guarantee == Guarantee::AtLeastOnce && spec.subscription.group.is_some();
-        let store = match is_durable && provision == Provision::Create {
-            true => self.store_for(link, pattern, &wanted.name).await?,
-            false => None,
-        };
+        let has_store = is_durable
+            && provision == Provision::Create
+            && self.exists(link, &self.names.store(pattern)).await?;
+        if has_store && spec.start == Start::Earliest {
+            self.claim_store(link, channel, &wanted.name).await?;
+        }
         self.ensure_queue(link, channel, &wanted, provision).await?;
         self.bind(channel, &wanted.name, exchange, pattern, provision)
             .await?;
-        if let Some((store, is_first)) = store {
-            let moves = is_first && spec.start == Start::Earliest;
-            self.take_over(link, pattern, &store, &wanted.name, moves)
-                .await?;
+        if has_store {
+            self.end_store(link, pattern, &wanted.name).await?;
         }
         Ok(wanted.name)
     }
 
-    /// The store of just this pattern, if there is one, and whether `queue` is yet to be made.
-    async fn store_for(
-        &self,
-        link: &Link,
-        pattern: &Pattern,
-        queue: &str,
-    ) -> Result<Option<(String, bool)>, Error> {
-        let store = self.names.store(pattern);
-        if !self.exists(link, &store).await? {
-            return Ok(None);
+    /// Notes on the broker that a queue which is yet to be made shall have what the store of its pattern holds: who comes after
+    /// a crash takes over the rest.
+    async fn claim_store(&self, link: &Link, channel: &Channel, queue: &str) -> Result<(), Error> {
+        if self.exists(link, queue).await? {
+            return Ok(());
         }
-        let is_first = !self.exists(link, queue).await?;
-        Ok(Some((store, is_first)))
+        let mut arguments = FieldTable::default();
+        put_text(&mut arguments, "x-queue-type", "classic");
+        let claim = Wanted {
+            name: self.names.claim(queue),
+            arguments,
+            auto_delete: false,
+        };
+        self.ensure_queue(link, channel, &claim, Provision::Create)
+            .await
     }
 
-    /// A store holds what nobody has subscribed to. The first group that comes for just its pattern has a queue from now on: it
+    /// A store holds what nobody has subscribed to. A group that comes for just its pattern has a queue from now on: the first
     /// takes along what is there, and the store goes.
-    async fn take_over(
-        &self,
-        link: &Link,
-        pattern: &Pattern,
-        store: &str,
-        queue: &str,
-        moves: bool,
-    ) -> Result<(), Error> {
+    async fn end_store(&self, link: &Link, pattern: &Pattern, queue: &str) -> Result<(), Error> {
+        let (store, claim) = (self.names.store(pattern), self.names.claim(queue));
+        let is_claimed = self.exists(link, &claim).await?;
         let channel = link.channel().await?;
+        if is_claimed && !is_alone(&channel, &claim).await? {
+            // Another instance of the group is at it.
+            return Ok(());
+        }
+        if !self.exists(link, &store).await? {
+            // Another one has just done it.
+            return self.delete(link, &claim).await;
+        }
         let unbound = channel.queue_unbind(
-            store.into(),
+            store.as_str().into(),
             self.names.exchange().into(),
             names::binding(pattern).as_str().into(),
             FieldTable::default(),
         );
         unbound.await.map_err(errors::operation)?;
-        if moves {
-            let moved = transfer(&channel, store, queue).await;
+        if is_claimed {
+            let moved = transfer(&channel, &store, queue).await;
             moved.map_err(errors::operation)?;
+            // First the claim: what is left behind by a crash now is empty.
+            self.delete(link, &claim).await?;
         }
-        let deleted = channel.queue_delete(store.into(), QueueDeleteOptions::default());
-        deleted.await.map(drop).map_err(errors::operation)
+        self.delete(link, &store).await
     }
 
     /// Makes sure that there is a place for what matches a pattern before anybody subscribes.
@@ -548,6 +555,25 @@ impl Topology {
     /// What was declared is to be looked for again: a message did not get there.
     pub(crate) fn forget_delays(&self) {
         self.delays.lock().clear();
+    }
+}
+
+/// Whether nobody else has this queue for himself; from now on we have, as long as the channel is there.
+async fn is_alone(channel: &Channel, queue: &str) -> Result<bool, Error> {
+    let options = BasicConsumeOptions {
+        exclusive: true,
+        ..BasicConsumeOptions::default()
+    };
+    let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+    match consumer.await {
+        Ok(_) => Ok(true),
+        Err(error)
+            if errors::is_soft(&error, &AMQPSoftError::ACCESSREFUSED)
+                || errors::is_soft(&error, &AMQPSoftError::NOTFOUND) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(errors::operation(error)),
     }
 }
 

@@ -7,10 +7,10 @@ mod support;
 use anywire::{Ignore, Result, Router};
 use anywire_conformance::rig::Outage;
 use anywire_conformance::trials;
-use support::{Server, configured};
+use support::{Server, Tool, configured};
 
 trials![
-    [support::SERVER] =>
+    [support::SERVER, support::CTL] =>
     a_killed_server_that_comes_back_has_lost_nothing,
     a_frozen_server_holds_nobody_beyond_his_deadline,
     a_silent_network_holds_nobody_beyond_his_deadline,
@@ -21,21 +21,27 @@ trials![
 ];
 
 async fn outage() -> Outage {
-    let broker = Server::start("").unwrap().behind_a_proxy().await;
-    let url = format!("amqp://{}", broker.proxy.address());
-    Outage::new(broker, move |name, config| {
-        configured(name, &format!("url = {url:?}\n{config}"))
-    })
+    start().await.0
 }
 
-/// A broker that knows the queue of the tests. RabbitMQ 4.0 writes the name of a new quorum queue down a moment after it says that
-/// it is there; killed before that, it comes back with a queue that never answers.
+async fn start() -> (Outage, Tool) {
+    let server = Server::start("").unwrap();
+    let tool = server.tool();
+    let broker = server.behind_a_proxy().await;
+    let url = format!("amqp://{}", broker.proxy.address());
+    let outage = Outage::new(broker, move |name, config| {
+        configured(name, &format!("url = {url:?}\n{config}"))
+    });
+    (outage, tool)
+}
+
+/// A broker that knows the queue of the tests and has written it down.
 async fn at_rest() -> Outage {
-    let outage = outage().await;
+    let (outage, tool) = start().await;
     let router = Router::new().on_event("shop.placed", async |_: Ignore| -> Result<()> { Ok(()) });
     let service = outage.app("shop").router(router);
     service.start().await.unwrap().shutdown().await.unwrap();
-    tokio::time::sleep(support::NAMES_ARE_WRITTEN).await;
+    tool.write_down_queues();
     outage
 }
 

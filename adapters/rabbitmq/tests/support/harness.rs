@@ -17,11 +17,11 @@ use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::{NAMES_ARE_WRITTEN, SERVER, Server};
+use super::{CTL, SERVER, Server, Tool};
 
 /// Runs the suite on a server of its own, which it may break.
 pub(crate) fn run() -> ExitCode {
-    if let Some(reason) = trials::missing(&[SERVER]) {
+    if let Some(reason) = trials::missing(&[SERVER, CTL]) {
         println!("rabbitmq: ignored, {reason}");
         return ExitCode::SUCCESS;
     }
@@ -33,7 +33,7 @@ pub(crate) fn run() -> ExitCode {
         .expect("a runtime");
     let rabbitmq = runtime.block_on(async {
         let server = Server::start("")?;
-        let url = server.url();
+        let (url, tool) = (server.url(), server.tool());
         // The library's first connection starts a thread that serves all others until the process ends.
         let first = super::foreign(&url).await;
         first
@@ -42,6 +42,7 @@ pub(crate) fn run() -> ExitCode {
             .map_err(io::Error::other)?;
         Ok::<_, io::Error>(Rabbitmq {
             url,
+            tool,
             broker: server.behind_a_proxy().await,
             runtime: runtime.handle().clone(),
         })
@@ -52,6 +53,7 @@ pub(crate) fn run() -> ExitCode {
 
 struct Rabbitmq {
     url: String,
+    tool: Tool,
     broker: Broker,
     runtime: tokio::runtime::Handle,
 }
@@ -97,9 +99,8 @@ impl BrokerControl for Rabbitmq {
     }
 
     async fn kill(&self) -> io::Result<()> {
-        // RabbitMQ 4.0 writes the name of a new quorum queue down a moment after it says that it is there. Killed before that, it
-        // forgets the queue with all that it confirmed: what is killed here is a broker that has come to rest.
-        tokio::time::sleep(NAMES_ARE_WRITTEN).await;
+        // What is killed here is a broker that has come to rest.
+        self.tool.write_down_queues();
         self.broker.kill().await
     }
 

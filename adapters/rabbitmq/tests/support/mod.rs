@@ -10,7 +10,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anywire::{App, Config, Router, RunningApp};
 use anywire_conformance::rig::{Broker, Program, Seen, free_port};
@@ -22,9 +21,6 @@ pub(crate) const SERVER: &str = "ANYWIRE_TEST_RABBITMQ_SERVER";
 pub(crate) const CTL: &str = "ANYWIRE_TEST_RABBITMQ_CTL";
 /// The line of its log after which it takes connections holds this.
 const READY: &str = "Server startup complete";
-
-/// How long the broker takes at most to write down which queues there are.
-pub(crate) const NAMES_ARE_WRITTEN: Duration = Duration::from_secs(1);
 
 /// A server on a port and with data of its own. It ends with its value.
 pub(crate) struct Server {
@@ -95,6 +91,15 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
+    /// Lets the server write down which quorum queues there are. RabbitMQ 4.0 does so a moment after it says that a new one is
+    /// there; killed before that, it comes back without the queue and all that it confirmed, or with one that never answers.
+    pub(crate) fn write_down_queues(&self) {
+        let names = "maps:get(names, ra_system:fetch(quorum_queues))";
+        let sync = format!("dets:sync(maps:get(directory_rev, {names})).");
+        let said = self.run(&["eval", &sync]);
+        assert_eq!(said.trim(), "ok");
+    }
+
     /// Runs the tool and gives what it printed.
     pub(crate) fn run(&self, arguments: &[&str]) -> String {
         let ended = Command::new(std::env::var_os(CTL).expect("the server's tool"))
