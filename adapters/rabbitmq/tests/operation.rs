@@ -9,7 +9,8 @@ use anywire::transport::Status;
 use anywire::{ErrorKind, Router};
 use anywire_conformance::rig::{SLACK, Seen, until, until_async};
 use anywire_conformance::trials;
-use lapin::options::QueueDeleteOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use support::{Server, app, configured, foreign, shop};
 
 trials![
@@ -17,6 +18,7 @@ trials![
     an_alarm_holds_publishes_back_until_their_deadline_and_nothing_else,
     a_subject_that_may_not_be_published_to_is_denied_and_the_others_go_on,
     a_queue_that_is_deleted_under_its_consumer_is_made_again,
+    what_a_store_held_is_there_after_a_crash_in_its_handover,
     the_native_connection_is_there_for_what_only_rabbitmq_has,
 ];
 
@@ -109,6 +111,55 @@ async fn a_queue_that_is_deleted_under_its_consumer_is_made_again() {
     .await;
     until("the second", || seen.has_all([2])).await;
     assert!(service.health().is_ok());
+    service.shutdown().await.unwrap();
+}
+
+/// As a group leaves it that died between making its queue and emptying the store.
+async fn what_a_store_held_is_there_after_a_crash_in_its_handover() {
+    let server = Server::start("").unwrap();
+    let seen = Seen::default();
+    let service = shop(app("shop", &server.url()), &seen).await;
+    service.shutdown().await.unwrap();
+    let declared = "[[subjects]]\nmatch = 'shop.placed'\ndeclare = true";
+    let config = format!("url = {:?}\n{declared}", server.url());
+    let till = configured("till", &config).start().await.unwrap();
+    let native = foreign(&server.url()).await;
+    let channel = native.create_channel().await.unwrap();
+    let unbound = channel.queue_unbind(
+        "anywire/shop/shop.placed".into(),
+        "anywire".into(),
+        "shop.placed".into(),
+        FieldTable::default(),
+    );
+    unbound.await.unwrap();
+    let claim = "anywire~claim/anywire/shop/shop.placed";
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let mut classic = FieldTable::default();
+    classic.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("classic".into()),
+    );
+    let claimed = channel.queue_declare(claim.into(), durable, classic);
+    claimed.await.unwrap();
+    for number in 0..300 {
+        till.client().emit("shop.placed", &number).await.unwrap();
+    }
+    till.shutdown().await.unwrap();
+
+    let service = shop(app("shop", &server.url()), &seen).await;
+    until("what the store held", || seen.has_all(0..300)).await;
+    for gone in [claim, "anywire~store/shop.placed"] {
+        let channel = native.create_channel().await.unwrap();
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let found = channel.queue_declare(gone.into(), passive, FieldTable::default());
+        assert!(found.await.is_err(), "{gone} is left");
+    }
     service.shutdown().await.unwrap();
 }
 
