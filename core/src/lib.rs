@@ -109,6 +109,7 @@ mod random;
 mod remote;
 mod router;
 mod secret;
+mod seldom;
 mod subject;
 pub mod telemetry;
 pub mod testing;

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::TransportConfig;
 use crate::pattern::publish_subscribe::{Publisher, Spec, Subscriber};
 use crate::pattern::request_reply::{CallSpec, Requester, Responder};
+pub use crate::seldom::Seldom;
 use crate::{Capabilities, Error};
 
 /// What `.adapter(..)` takes: knows the schemes of a wire and connects to it.

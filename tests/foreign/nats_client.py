@@ -30,17 +30,22 @@ async def sends_an_order(client, token):
         headers={"Nats-Msg-Id": "order-1", "tenant": "blue"},
     )
     tell("sent", stream=confirmed.stream, repeated=bool(again.duplicate))
+    # And one that is no order, which becomes a dead letter.
+    await client.jetstream().publish(f"{token}.eu.placed", b"three mugs")
+
+
+async def first(client, subject, stream):
+    pull = await client.jetstream().pull_subscribe(
+        subject, stream=stream, config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
+    )
+    [message] = await pull.fetch(1, timeout=PATIENCE)
+    await message.ack()
+    return message
 
 
 async def reads_an_event(client, token):
     """What a handler emitted, from the stream that stores it."""
-    pull = await client.jetstream().pull_subscribe(
-        f"{token}.charged",
-        stream=f"anywire-{token}",
-        config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL),
-    )
-    [message] = await pull.fetch(1, timeout=PATIENCE)
-    await message.ack()
+    message = await first(client, f"{token}.charged", f"anywire-{token}")
     headers = message.headers or {}
     tell(
         "read",
@@ -51,12 +56,18 @@ async def reads_an_event(client, token):
     )
 
 
+async def reads_a_dead_letter(client, token):
+    message = await first(client, f"anywire.dead.{token}", "anywire_dead")
+    past = {name: message.headers[f"anywire-{name}"] for name in ("subject", "group", "handler", "attempt")}
+    tell("buried", payload=message.data.decode(), past=past)
+
+
 async def calls_a_handler(client, token):
     """A request, answered; one that is refused; one that nobody serves."""
     good = await client.request(f"{token}.quote", b'"tea"', timeout=PATIENCE)
     tell("answered", payload=json.loads(good.data), headers=good.headers or {})
     bad = await client.request(f"{token}.quote", b'"unicorn"', timeout=PATIENCE)
-    tell("refused", payload=json.loads(bad.data), code=bad.headers["anywire-error"])
+    tell("refused", payload=json.loads(bad.data), headers=bad.headers)
     try:
         await client.request(f"{token}.nobody", b"", timeout=PATIENCE)
     except nats.errors.NoRespondersError:
@@ -87,6 +98,7 @@ async def main(url, token):
     await answers_calls(client, token, called)
     await sends_an_order(client, token)
     await reads_an_event(client, token)
+    await reads_a_dead_letter(client, token)
     await calls_a_handler(client, token)
     await asyncio.wait_for(called.wait(), PATIENCE)
     await client.drain()

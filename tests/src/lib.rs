@@ -27,6 +27,9 @@ pub mod beside_axum {}
 #[doc = include_str!("../../docs/running-on-nats.md")]
 pub mod running_on_nats {}
 
+#[doc = include_str!("../../docs/running-on-rabbitmq.md")]
+pub mod running_on_rabbitmq {}
+
 #[doc = include_str!("../../docs/wire.md")]
 pub mod wire {}
 

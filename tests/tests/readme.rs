@@ -15,6 +15,7 @@ fn adapters() -> Vec<Box<dyn Adapter>> {
     vec![
         Box::new(anywire::memory::adapter()),
         Box::new(anywire_nats::adapter()),
+        Box::new(anywire_rabbitmq::adapter()),
     ]
 }
 

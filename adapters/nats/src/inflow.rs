@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use anywire::transport::Seldom;
 use anywire::{Error, ErrorKind, Pattern, Subject};
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
@@ -18,7 +19,6 @@ use tokio::task::JoinHandle;
 
 use crate::errors;
 use crate::link::Link;
-use crate::seldom::Seldom;
 
 /// The most bytes that wait, however few the messages are.
 const MOST_BYTES: usize = 64 * 1024 * 1024;

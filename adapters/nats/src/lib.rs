@@ -15,7 +15,6 @@ mod ledger;
 mod link;
 mod names;
 mod publisher;
-mod seldom;
 mod settle;
 mod source;
 mod subscriber;

@@ -9,7 +9,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
-use anywire::transport::{Adapter, BrokerObject, Status, Transport};
+use anywire::transport::{Adapter, BrokerObject, Seldom, Status, Transport};
 use anywire::{Capabilities, DeliveryCount, Error, Limits, MAX_SUBJECT_LEN, OrderScope, Support};
 use async_nats::Event;
 use async_trait::async_trait;
@@ -27,7 +27,6 @@ use crate::lease;
 use crate::link::{Again, Link};
 use crate::names;
 use crate::publisher::NatsPublisher;
-use crate::seldom::Seldom;
 use crate::subscriber::NatsSubscriber;
 use crate::topology::Topology;
 

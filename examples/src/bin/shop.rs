@@ -48,6 +48,8 @@ async fn main() -> ExitCode {
 fn start_log(mode: Mode) {
     let quiet = || {
         let filter = Targets::new().with_default(LevelFilter::WARN);
+        // The library of RabbitMQ tells of everything that the broker refuses it, which the adapter deals with.
+        let filter = filter.with_target("lapin", LevelFilter::OFF);
         match mode {
             Mode::Serve => filter,
             Mode::Both | Mode::Order => filter.with_target("anywire::engine", LevelFilter::OFF),

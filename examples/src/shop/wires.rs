@@ -6,5 +6,7 @@ use anywire::App;
 pub fn on_all_wires(app: App) -> App {
     #[cfg(feature = "nats")]
     let app = app.adapter(anywire_nats::adapter());
+    #[cfg(feature = "rabbitmq")]
+    let app = app.adapter(anywire_rabbitmq::adapter());
     app
 }

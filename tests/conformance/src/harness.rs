@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anywire::clock::{Clock, TokioClock};
 use anywire::config::{Config, TransportConfig};
@@ -40,6 +41,11 @@ pub trait Harness: Send + Sync + 'static {
     /// A native client; without it the behaviours of foreign peers are skipped.
     fn raw(&self) -> Option<&dyn Raw> {
         None
+    }
+
+    /// How much longer a test may take that stops the broker: one that takes its time to start is not at fault.
+    fn patience(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// The clock of transports and apps.

@@ -78,11 +78,16 @@ pub fn check(
     let (done, verdict) = mpsc::sync_channel(1);
     let test = Test::new(Arc::clone(harness), behaviour.name, profile, seed);
     let run = behaviour.run;
+    let deadline = profile.deadline()
+        + match behaviour.is_serial() {
+            true => harness.patience(),
+            false => Duration::ZERO,
+        };
     let thread = std::thread::Builder::new().name(behaviour.name.to_owned());
     thread
-        .spawn(move || done.send(on_a_runtime(test, run)))
+        .spawn(move || done.send(on_a_runtime(test, run, deadline)))
         .map_err(|error| format!("no thread for the test: {error}"))?;
-    let verdict = match verdict.recv_timeout(profile.deadline() + GRACE) {
+    let verdict = match verdict.recv_timeout(deadline + GRACE) {
         Ok(verdict) => verdict,
         Err(RecvTimeoutError::Timeout) => {
             Err("it blocks its threads: the deadline could not end it".to_owned())
@@ -139,6 +144,7 @@ fn check_alone(
 fn on_a_runtime(
     test: Test,
     run: for<'a> fn(&'a Test) -> futures::future::BoxFuture<'a, ()>,
+    deadline: Duration,
 ) -> Result<(), String> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -146,7 +152,6 @@ fn on_a_runtime(
         .enable_all()
         .build()
         .map_err(|error| format!("no runtime for the test: {error}"))?;
-    let deadline = test.profile().deadline();
     let behave = || runtime.block_on(async { tokio::time::timeout(deadline, run(&test)).await });
     let verdict = match catch_unwind(AssertUnwindSafe(behave)) {
         Ok(Ok(())) => Ok(()),

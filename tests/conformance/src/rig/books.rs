@@ -20,7 +20,7 @@ struct Entries {
     next: u64,
     accepted: HashSet<u64>,
     unknown: HashSet<u64>,
-    refused: HashSet<u64>,
+    refused: HashMap<u64, String>,
     handled: HashMap<u64, u64>,
     /// Of what was accepted, how much was not handled.
     missing: u64,
@@ -90,8 +90,8 @@ impl Books {
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
                 entries.unknown.insert(number);
             }
-            Err(_) => {
-                entries.refused.insert(number);
+            Err(error) => {
+                entries.refused.insert(number, error.to_string());
             }
         }
     }
@@ -118,6 +118,8 @@ impl Books {
     pub fn assert_true(&self) {
         let entries = self.0.lock();
         for number in entries.handled.keys() {
+            let why = entries.refused.get(number);
+            assert!(why.is_none(), "{number} was handled and refused: {why:?}");
             let sent = entries.accepted.contains(number) || entries.unknown.contains(number);
             assert!(sent, "{number} was handled and not sent");
         }

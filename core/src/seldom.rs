@@ -7,13 +7,21 @@ use parking_lot::Mutex;
 /// Between two lines.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// When something was said last.
+/// Lets a line of log pass once in ten seconds, so that what goes wrong all the time is not said all the time.
+///
+/// ```
+/// use anywire::transport::Seldom;
+///
+/// let lost = Seldom::default();
+/// assert!(lost.is_due());
+/// assert!(!lost.is_due());
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<Option<Instant>>);
+pub struct Seldom(Mutex<Option<Instant>>);
 
 impl Seldom {
-    /// Whether to say it again.
-    pub(crate) fn is_due(&self) -> bool {
+    /// Whether to say it again; who is told so is expected to.
+    pub fn is_due(&self) -> bool {
         self.is_due_at(Instant::now())
     }
 
