@@ -6,7 +6,7 @@ mod support;
 use std::net::SocketAddr;
 
 use anywire::{Result, Router};
-use anywire_conformance::rig::{Seen, until, until_async};
+use anywire_conformance::rig::{Seen, until};
 use anywire_conformance::trials;
 use support::{Server, Tool, app, foreign};
 use tokio::sync::Mutex;
@@ -47,9 +47,7 @@ async fn fifty_event_handlers_share_two_connections_and_have_a_channel_each() {
     // The dead letters have a queue as well.
     assert_bounds(&server, before, HANDLERS + 1);
     service.shutdown().await.unwrap();
-    assert_nothing_is_left(&server, before).await;
-    let queues = count(&server.tool(), "list_queues", "name");
-    assert_eq!(queues, HANDLERS + 1, "what is stored stays");
+    assert_nothing_is_left(&server, before, HANDLERS + 1).await;
 }
 
 async fn fifty_call_handlers_share_two_connections_and_have_a_channel_each() {
@@ -69,9 +67,8 @@ async fn fifty_call_handlers_share_two_connections_and_have_a_channel_each() {
     }
     assert_bounds(&server, before, HANDLERS);
     service.shutdown().await.unwrap();
-    assert_nothing_is_left(&server, before).await;
-    let queues = count(&server.tool(), "list_queues", "name");
-    assert_eq!(queues, 0, "a queue of calls goes with who answers them");
+    // A queue of calls goes with who answers them.
+    assert_nothing_is_left(&server, before, 0).await;
 }
 
 async fn double(number: u64) -> Result<u64> {
@@ -86,40 +83,63 @@ async fn start() -> (Server, usize) {
     first.close(200, "OK".into()).await.unwrap();
     drop(first);
     let tool = server.tool();
-    until("nobody", || count(&tool, "list_connections", "pid") == 0).await;
+    until("nobody", || Objects::of(&tool).connections == 0).await;
     (server, threads())
 }
 
 fn assert_bounds(server: &Server, threads_before: usize, queues: usize) {
-    let tool = server.tool();
-    assert_eq!(count(&tool, "list_connections", "pid"), CONNECTIONS);
+    let objects = Objects::of(&server.tool());
+    assert_eq!(objects.connections, CONNECTIONS);
     assert_eq!(sockets(server.address()), CONNECTIONS);
-    let channels = count(&tool, "list_channels", "pid");
-    let most = HANDLERS + PUBLISHING;
-    assert!((HANDLERS..=most).contains(&channels), "{channels} channels");
-    assert_eq!(count(&tool, "list_queues", "name"), queues);
-    assert_eq!(count(&tool, "list_consumers", "queue_name"), HANDLERS);
+    let channels = HANDLERS..=HANDLERS + PUBLISHING;
+    assert!(channels.contains(&objects.channels), "{objects:?}");
+    assert_eq!(objects.queues, queues);
+    assert_eq!(objects.consumers, HANDLERS);
     let more = threads().saturating_sub(threads_before);
     assert!(more <= THREADS, "{more} threads more");
 }
 
-async fn assert_nothing_is_left(server: &Server, threads_before: usize) {
+/// Only queues may stay, so many of them.
+async fn assert_nothing_is_left(server: &Server, threads_before: usize, queues: usize) {
     let tool = server.tool();
-    for list in ["list_connections", "list_channels", "list_consumers"] {
-        let what = match list {
-            "list_consumers" => "queue_name",
-            _ => "pid",
-        };
-        until_async(list, async || count(&tool, list, what) == 0).await;
-    }
+    let rest = Objects {
+        queues,
+        ..Objects::default()
+    };
+    until("nothing but queues", || Objects::of(&tool) == rest).await;
     until("the threads' end", || threads() <= threads_before).await;
     assert_eq!(sockets(server.address()), 0);
 }
 
-/// How many of something the broker lists.
-fn count(tool: &Tool, list: &str, column: &str) -> usize {
-    let listed = tool.run(&["--no-table-headers", list, column]);
-    listed.lines().filter(|line| !line.is_empty()).count()
+/// How many objects a broker has.
+#[derive(Debug, Default, PartialEq)]
+struct Objects {
+    connections: usize,
+    channels: usize,
+    queues: usize,
+    consumers: usize,
+}
+
+impl Objects {
+    /// Asks for all of them at once, as the tool takes seconds to start.
+    fn of(tool: &Tool) -> Self {
+        let counted = tool.run(&[
+            "eval",
+            "[length(rabbit_networking:connections()), length(rabbit_channel:list()),
+              length(rabbit_amqqueue:list()), length(rabbit_amqqueue:consumers_all(<<\"/\">>))].",
+        ]);
+        let mut numbers = counted
+            .trim_matches(|c: char| !c.is_ascii_digit())
+            .split(',')
+            .map(|number| number.parse().unwrap());
+        let mut next = || numbers.next().unwrap();
+        Self {
+            connections: next(),
+            channels: next(),
+            queues: next(),
+            consumers: next(),
+        }
+    }
 }
 
 fn threads() -> usize {
