@@ -20,7 +20,7 @@ trials![
 
 /// The most messages that may come again for each restart: what was sent and not confirmed, what a handler holds, and what it has
 /// settled and the server has not written down.
-const AGAIN: u64 = 600;
+const AGAIN: u64 = 800;
 
 /// Sends the first few and waits for them: a queue that appears in the moment of a kill is not the adapter's to save.
 async fn settle_in(server: &Server, books: &Books, client: &Client) {
