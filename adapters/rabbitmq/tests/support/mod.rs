@@ -34,12 +34,18 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server; `config` is added to its configuration file.
     pub(crate) fn start(config: &str) -> io::Result<Self> {
+        Self::prepared(|_| config.to_owned())
+    }
+
+    /// As [`start`](Self::start), with files that `prepare` puts into the server's directory.
+    pub(crate) fn prepared(prepare: impl FnOnce(&Path) -> String) -> io::Result<Self> {
         let binary = std::env::var_os(SERVER).map(PathBuf::from);
         let binary = binary.ok_or_else(|| io::Error::other("there is no server"))?;
         let (folder, port) = (TempDir::new()?, free_port()?);
         let data = folder.path().join("data");
         let lines = folder.path().join("server.conf");
-        std::fs::write(&lines, format!("{config}\n"))?;
+        std::fs::create_dir(&data)?;
+        std::fs::write(&lines, format!("{}\n", prepare(&data)))?;
         let at = data.clone();
         // The data goes with the program.
         let command = move || {
