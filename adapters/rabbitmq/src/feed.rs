@@ -196,7 +196,7 @@ impl Seat {
         }
         drop(state);
         if self.in_order {
-            close(active);
+            close(&active);
         }
     }
 
@@ -262,7 +262,7 @@ impl Seat {
         let active = state.active.take_if(|_| goes);
         drop(state);
         if let Some(active) = active {
-            close(active);
+            close(&active);
         }
     }
 
@@ -297,7 +297,7 @@ impl State {
 }
 
 /// Closes the channel of a consumer, which returns all that it holds.
-fn close(active: Active) {
+fn close(active: &Active) {
     send(active.channel.close(200, "OK".into()));
 }
 
