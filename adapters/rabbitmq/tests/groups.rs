@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anywire::{Context, Order, Result, Route, Router, RunningApp};
-use anywire_conformance::rig::{Books, Seen, until};
+use anywire_conformance::rig::{Books, Seen, soon, until};
 use anywire_conformance::trials;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use support::{Server, configured};
+use support::{Server, configured, shop};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -20,6 +20,7 @@ trials![
     [support::SERVER, support::CTL] =>
     the_next_in_line_takes_over_in_order_from_one_that_is_dropped,
     the_next_in_line_takes_over_in_order_from_one_that_shuts_down,
+    a_subscription_in_order_that_ends_leaves_its_connection_to_the_others,
     a_group_of_which_one_is_killed_and_one_is_paused_handles_all,
 ];
 
@@ -108,6 +109,33 @@ async fn take_over(end: impl AsyncFnOnce(RunningApp)) {
     );
     assert_eq!(first.len(), BEFORE, "it went on after its end");
     next.shutdown().await.unwrap();
+}
+
+async fn a_subscription_in_order_that_ends_leaves_its_connection_to_the_others() {
+    let server = Server::start("").unwrap();
+    let broker = server.behind_a_proxy().await;
+    let url = format!("url = 'amqp://{}'", broker.proxy.address());
+    let seen = Seen::default();
+    let service = shop(configured("shop", &url), &seen).await;
+    let client = service.client();
+    let connections = broker.proxy.counters().accepted;
+    for round in 0..10 {
+        let subscribe = client.subscribe::<u64>("shop.placed");
+        let mut subscription = subscribe.order(Order::KeyInGroup).await.unwrap();
+        // More than it takes: some are on their way when it ends.
+        let emit = async |number: u64| client.emit("shop.placed", &number).await.unwrap();
+        let emitting = join_all((0..200).map(|number| emit(round * 200 + number)));
+        let taking = async {
+            let taken = soon("a message", subscription.next()).await;
+            taken.unwrap().unwrap().ack().await.unwrap();
+            drop(subscription);
+        };
+        tokio::join!(emitting, taking);
+    }
+    until("all of them", || seen.has_all(0..2_000)).await;
+    assert_eq!(broker.proxy.counters().accepted, connections);
+    assert_eq!(seen.count(), 2_000, "some came again");
+    service.shutdown().await.unwrap();
 }
 
 async fn a_group_of_which_one_is_killed_and_one_is_paused_handles_all() {
