@@ -13,9 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anywire::{Error, ErrorKind, Router};
 use anywire_conformance::proxy::Proxy;
-use anywire_conformance::rig::{Seen, until};
+use anywire_conformance::rig::{Authority, Seen, until};
 use anywire_conformance::trials;
-use keys::{Authority, Operator};
+use keys::Operator;
 use support::{Server, configured, shop};
 use tempfile::TempDir;
 use tracing_subscriber::filter::LevelFilter;
@@ -201,7 +201,8 @@ fn tls_server(authority: &Authority, host: &str, is_expired: bool, more: &str) -
 }
 
 async fn a_server_whose_certificate_is_right_is_trusted() {
-    let authority = Authority::new();
+    let directory = TempDir::new().unwrap();
+    let authority = Authority::new(directory.path());
     let verify = format!("ca_file: {:?}, verify: true", authority.ca());
     let (certificate, key) = authority.certify("client.example", false);
     let own = format!(", cert = {certificate:?}, key = {key:?}");
@@ -221,7 +222,8 @@ async fn a_server_whose_certificate_is_right_is_trusted() {
 }
 
 async fn a_certificate_that_is_not_right_is_told_once() {
-    let authority = Authority::new();
+    let directory = TempDir::new().unwrap();
+    let authority = Authority::new(directory.path());
     let trusting = format!(
         "[transports.main]\nurl = 'tls://shop:canary@ADDRESS'\ntls = {{ ca = {:?} }}",
         authority.ca()
@@ -240,7 +242,8 @@ async fn a_certificate_that_is_not_right_is_told_once() {
 }
 
 async fn a_client_without_the_certificate_that_is_asked_for_is_told_once() {
-    let authority = Authority::new();
+    let directory = TempDir::new().unwrap();
+    let authority = Authority::new(directory.path());
     let verify = format!("ca_file: {:?}, verify: true", authority.ca());
     let server = tls_server(&authority, "127.0.0.1", false, &verify);
     let config = format!(
@@ -253,7 +256,8 @@ async fn a_client_without_the_certificate_that_is_asked_for_is_told_once() {
 
 async fn a_plaintext_server_that_is_asked_for_tls_is_told_once() {
     let server = Server::start("").unwrap();
-    let authority = Authority::new();
+    let directory = TempDir::new().unwrap();
+    let authority = Authority::new(directory.path());
     for config in [
         "url = 'tls://shop:canary@ADDRESS'".to_owned(),
         format!(

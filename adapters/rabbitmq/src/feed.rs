@@ -50,6 +50,9 @@ pub(crate) enum Fed {
 /// What pulling and stopping share.
 pub(crate) struct Seat {
     open: Open,
+    /// Who is next in line must not get anything before he has what this one did not settle. The broker turns to him as soon as
+    /// a consumer is cancelled, whatever it holds; where its channel is closed, it takes that back first.
+    in_order: bool,
     state: Mutex<State>,
 }
 
@@ -72,7 +75,11 @@ impl Feed {
     ///
     /// # Errors
     /// Why it cannot be opened.
-    pub(crate) async fn open(open: Open, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+    pub(crate) async fn open(
+        open: Open,
+        in_order: bool,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Error> {
         let active = loop {
             match open().await {
                 Ok(active) => break active,
@@ -85,6 +92,7 @@ impl Feed {
         };
         let seat = Seat {
             open,
+            in_order,
             state: Mutex::new(State {
                 active: Some(active),
                 is_over: false,
@@ -184,6 +192,11 @@ impl Seat {
         let mut state = self.state.lock();
         if !state.is_over {
             state.active = Some(active);
+            return;
+        }
+        drop(state);
+        if self.in_order {
+            close(&active);
         }
     }
 
@@ -208,9 +221,10 @@ impl Seat {
         }
     }
 
-    /// Takes no more, and returns what came and was not pulled. What was pulled may still be settled.
+    /// Takes no more, and returns what came and was not pulled; in order, that waits until [`leave`](Self::leave). What was
+    /// pulled may still be settled.
     pub(crate) async fn stop(&self) {
-        let Some(active) = self.end() else {
+        let Some(active) = self.end().filter(|_| !self.in_order) else {
             return;
         };
         let tag = active.consumer.tag();
@@ -223,7 +237,7 @@ impl Seat {
 
     /// As [`stop`](Self::stop), without waiting for anything.
     pub(crate) fn abandon(self: &Arc<Self>) {
-        let Some(active) = self.end() else {
+        let Some(active) = self.end().filter(|_| !self.in_order) else {
             return;
         };
         match tokio::runtime::Handle::try_current() {
@@ -241,6 +255,17 @@ impl Seat {
         }
     }
 
+    /// Returns all that is not settled, where that must be in order. Nothing can be settled any more.
+    pub(crate) fn leave(&self) {
+        let mut state = self.state.lock();
+        let goes = self.in_order && state.is_over;
+        let active = state.active.take_if(|_| goes);
+        drop(state);
+        if let Some(active) = active {
+            close(&active);
+        }
+    }
+
     /// Marks the end; gives the consumer to whoever comes first.
     fn end(&self) -> Option<Active> {
         let mut state = self.state.lock();
@@ -255,6 +280,13 @@ impl Seat {
     }
 }
 
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.state.get_mut().is_over = true;
+        self.leave();
+    }
+}
+
 impl State {
     fn watch(&mut self, cx: &Context<'_>) {
         match &mut self.waker {
@@ -262,6 +294,11 @@ impl State {
             waker => *waker = Some(cx.waker().clone()),
         }
     }
+}
+
+/// Closes the channel of a consumer, which returns all that it holds.
+fn close(active: &Active) {
+    send(active.channel.close(200, "OK".into()));
 }
 
 /// Returns what waits in the library's buffer.

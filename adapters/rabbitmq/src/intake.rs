@@ -64,8 +64,10 @@ impl Intake {
                 })
             }
         };
-        let feed = Feed::open(Box::new(opening), Arc::clone(&connection.clock)).await?;
-        let keeps = spec.order == Order::KeyInGroup && spec.guarantee == Guarantee::AtLeastOnce;
+        let in_order = spec.order == Order::KeyInGroup;
+        let clock = Arc::clone(&connection.clock);
+        let feed = Feed::open(Box::new(opening), in_order, clock).await?;
+        let keeps = in_order && spec.guarantee == Guarantee::AtLeastOnce;
         let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             tie: connection.tie(Weak::clone(this) as Weak<dyn End>),
             connection: Arc::clone(connection),
@@ -174,6 +176,7 @@ impl Incoming for Intake {
 impl Drop for Intake {
     fn drop(&mut self) {
         self.shared.seat.abandon();
+        self.shared.leave_when_settled();
         self.shared.delete_private();
     }
 }
@@ -242,10 +245,19 @@ impl Shared {
 
     async fn wind_up(&self) {
         self.seat.stop().await;
+        self.leave_when_settled();
         if self.spec.subscription.group.is_none() && self.link.is_connected() {
             let topology = &self.connection.topology;
             let queue = topology.queue(&self.spec, self.unique);
             let _ = topology.delete(&self.link, &queue).await;
+        }
+    }
+
+    /// Whoever waits for his turn gets it as soon as nothing that we have is still being handled.
+    fn leave_when_settled(&self) {
+        let in_order = self.spec.order == Order::KeyInGroup;
+        if in_order && self.ledger.lock().is_settled() {
+            self.seat.leave();
         }
     }
 
@@ -295,6 +307,7 @@ impl Settle for Shared {
                 None => last = Some(telling),
             }
         }
+        self.leave_when_settled();
         match last {
             None => Progress::Done(batch),
             Some(last) => {

@@ -109,6 +109,11 @@ impl Ledger {
         Some(Some(Word::Nack { tag: tag.slot }))
     }
 
+    /// Whether core holds nothing.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.open.len() == self.again.len()
+    }
+
     /// What the broker is to be told about what was acknowledged: one word as far as all before is settled, then one for each.
     pub(crate) fn words(&mut self, words: &mut Vec<Word>) {
         let open = self.open.first_key_value();
@@ -222,10 +227,14 @@ mod tests {
         }
         assert!(!ledger.ack(tags[0]), "it was given back");
         let again: Vec<_> = std::iter::from_fn(|| ledger.next_again()).collect();
+        assert!(!ledger.is_settled());
         let slots: Vec<_> = again.iter().map(|received| received.tag.slot).collect();
         assert_eq!(slots, [1, 2]);
         assert_eq!(again[0].deliveries, Some(2));
         assert!(ledger.ack(again[0].tag));
+        assert_eq!(ledger.give_back(tags[2]), Some(None));
+        assert_eq!(ledger.give_back(again[1].tag), Some(None));
+        assert!(ledger.is_settled(), "nobody holds what is to come again");
         assert_eq!(words(&mut ledger), [ack(1, false)]);
     }
 

@@ -56,7 +56,7 @@ impl RabbitmqResponder {
                 })
             }
         };
-        let feed = Feed::open(Box::new(opening), Arc::clone(&connection.clock)).await?;
+        let feed = Feed::open(Box::new(opening), false, Arc::clone(&connection.clock)).await?;
         let server = Arc::new_cyclic(|this: &Weak<Server>| Server {
             connection: Arc::clone(connection),
             seat: Arc::clone(feed.seat()),

@@ -1,32 +1,29 @@
-//! What does not fit: a configuration that differs from what is there, and messages that are odd or too large. Each harms
+//! What does not fit: a configuration that differs from what is there, and messages and names that are too long. Each harms
 //! itself and nothing else.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anywire::{Error, ErrorKind, Headers, Ignore, Raw, Result, Router};
+use anywire::{Client, Context, Error, ErrorKind, Failure, Ignore, Raw, Result, Router};
 use anywire_conformance::rig::{Seen, soon, until};
 use anywire_conformance::trials;
-use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, DecimalValue, FieldTable, ShortString};
-use lapin::{BasicProperties, ExchangeKind};
-use parking_lot::Mutex;
-use support::{Server, app, configured, foreign, shop};
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use support::{Server, Taken, app, configured, foreign, shop};
 
 trials![
     [support::SERVER, support::CTL] =>
     what_is_there_and_differs_stops_the_start_and_is_named,
     what_is_not_there_stops_a_start_that_may_create_nothing,
     a_wrong_address_is_told_at_once_and_without_the_password,
-    any_header_that_a_foreign_program_sends_is_delivered,
     a_payload_over_the_brokers_limit_is_refused_and_its_neighbours_are_confirmed,
-    a_call_that_wants_its_reply_elsewhere_is_not_answered,
+    a_subject_that_amqp_has_no_room_for_is_refused_and_the_longest_goes_through,
+    a_name_that_is_cut_names_one_queue_through_retries_and_restarts,
+    a_queue_that_may_not_be_read_stops_the_start_and_nobody_else,
+    a_full_queue_refuses_and_its_neighbours_are_confirmed,
 ];
 
 async fn refused(name: &str, config: &str) -> Error {
@@ -121,63 +118,6 @@ async fn a_wrong_address_is_told_at_once_and_without_the_password() {
     }
 }
 
-async fn any_header_that_a_foreign_program_sends_is_delivered() {
-    let server = Server::start("").unwrap();
-    let seen: Arc<Mutex<Vec<Headers>>> = Arc::default();
-    let handled = Arc::clone(&seen);
-    let router = Router::new().on_event("shop.placed", move |_: Raw, headers: Headers| {
-        handled.lock().push(headers);
-        std::future::ready(Ok::<_, anywire::Failure>(()))
-    });
-    let service = app("shop", &server.url()).router(router);
-    let service = service.start().await.unwrap();
-    let one = |name: &str, value| -> FieldTable {
-        let fields: BTreeMap<ShortString, AMQPValue> = [(name.into(), value)].into_iter().collect();
-        fields.into()
-    };
-    let decimal = DecimalValue { scale: 2, value: 7 };
-    let values = [
-        AMQPValue::Boolean(true),
-        AMQPValue::ShortShortInt(-1),
-        AMQPValue::ShortShortUInt(1),
-        AMQPValue::ShortInt(-1),
-        AMQPValue::ShortUInt(1),
-        AMQPValue::LongInt(-1),
-        AMQPValue::LongUInt(1),
-        AMQPValue::LongLongInt(-1),
-        AMQPValue::Float(0.5),
-        AMQPValue::Double(0.5),
-        AMQPValue::DecimalValue(decimal),
-        AMQPValue::LongString("text".into()),
-        AMQPValue::LongString(vec![0xff, 0x00].into()),
-        AMQPValue::ByteArray(vec![0xff, 0x00].into()),
-        AMQPValue::FieldArray(vec![AMQPValue::Void, AMQPValue::Boolean(false)].into()),
-        AMQPValue::FieldTable(one("inner", AMQPValue::LongInt(1))),
-        AMQPValue::Timestamp(u64::MAX),
-        AMQPValue::Void,
-    ];
-    let native = foreign(&server.url()).await;
-    let channel = native.create_channel().await.unwrap();
-    for value in &values {
-        let properties = BasicProperties::default()
-            .with_headers(one("odd", value.clone()))
-            .with_timestamp(u64::MAX)
-            .with_reply_to("anywhere".into());
-        let options = BasicPublishOptions::default();
-        let sent = channel.basic_publish(
-            "anywire".into(),
-            "shop.placed".into(),
-            options,
-            b"",
-            properties,
-        );
-        sent.await.unwrap();
-    }
-    until("all of them", || seen.lock().len() == values.len()).await;
-    assert!(seen.lock().iter().all(|headers| headers.contains("odd")));
-    service.shutdown().await.unwrap();
-}
-
 async fn a_payload_over_the_brokers_limit_is_refused_and_its_neighbours_are_confirmed() {
     let server = Server::start("max_message_size = 1000000").unwrap();
     let seen = Seen::default();
@@ -197,45 +137,142 @@ async fn a_payload_over_the_brokers_limit_is_refused_and_its_neighbours_are_conf
     service.shutdown().await.unwrap();
 }
 
-async fn a_call_that_wants_its_reply_elsewhere_is_not_answered() {
+async fn a_subject_that_amqp_has_no_room_for_is_refused_and_the_longest_goes_through() {
     let server = Server::start("").unwrap();
-    let router = Router::new().on_call("math.double", async |number: u64| -> Result<u64> {
-        Ok(number * 2)
-    });
-    let service = app("math", &server.url()).router(router);
+    let taken = Taken::default();
+    let router = Router::new().on_event("shop.>", taken.handler());
+    let service = app("shop", &server.url()).router(router);
     let service = service.start().await.unwrap();
-    let native = foreign(&server.url()).await;
-    let channel = native.create_channel().await.unwrap();
-    let victim = QueueDeclareOptions {
-        exclusive: true,
-        ..QueueDeclareOptions::default()
+    let client = service.client();
+    let longest = format!("shop.{}", "x".repeat(250));
+    let too_long = format!("{longest}x");
+    for _ in 0..20 {
+        let (emitted, asked, accepted) = tokio::join!(
+            async { client.emit(&too_long, &0).await },
+            async { client.request::<_, u64>(&too_long, &0).await },
+            async { client.emit(&longest, &0).await },
+        );
+        for refused in [emitted.unwrap_err(), asked.unwrap_err()] {
+            assert_eq!(refused.kind(), ErrorKind::TooLarge, "{refused:?}");
+        }
+        accepted.unwrap();
+    }
+    for message in taken.wait_for(20).await {
+        assert_eq!(message.subject().as_str(), longest);
+    }
+    service.shutdown().await.unwrap();
+}
+
+async fn a_name_that_is_cut_names_one_queue_through_retries_and_restarts() {
+    let server = Server::start("").unwrap();
+    let subject = format!("shop.{}", "x".repeat(240));
+    let seen = Seen::default();
+    let start = async || {
+        let handler = seen.handler();
+        // So long a wait is not spent in the app, but in a queue that is named by this one.
+        let second_time = move |number: u64, context: Context| {
+            let handled = (context.attempt() > 1).then(|| handler(number));
+            let later = Failure::transient("not yet").retry_after(Duration::from_secs(2));
+            async move { handled.ok_or(later)?.await }
+        };
+        let router = Router::new().on_event(&subject, second_time);
+        app(&"g".repeat(64), &server.url())
+            .router(router)
+            .start()
+            .await
     };
-    channel
-        .queue_declare("victim".into(), victim, FieldTable::default())
-        .await
-        .unwrap();
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
-        .await
-        .unwrap();
-    let properties = BasicProperties::default().with_reply_to("victim".into());
-    let options = BasicPublishOptions::default();
-    let sent = channel.basic_publish(
-        "anywire~calls".into(),
-        "math.double".into(),
-        options,
-        b"1",
-        properties,
+    let service = start().await.unwrap();
+    service.client().emit(&subject, &1).await.unwrap();
+    until("the second attempt", || seen.has_all([1])).await;
+    service.shutdown().await.unwrap();
+
+    let till = Client::connect(app("till", &server.url())).await.unwrap();
+    till.emit(&subject, &2).await.unwrap();
+    till.close().await.unwrap();
+    let service = start().await.unwrap();
+    until("what was kept", || seen.has_all([2])).await;
+    service.shutdown().await.unwrap();
+    let names = server
+        .tool()
+        .run(&["--no-table-headers", "list_queues", "name"]);
+    let hashed = |start: &str| {
+        let of_kind = names.lines().filter(|name| name.starts_with(start));
+        of_kind.filter(|name| name.contains('#')).count()
+    };
+    assert_eq!(
+        (hashed("anywire/"), hashed("anywire~delay/")),
+        (1, 1),
+        "{names}"
     );
-    sent.await.unwrap().await.unwrap();
-    // Calls of one pattern are answered in turn: this one came behind.
-    let answer = service.client();
-    let answer = answer.request::<_, u64>("math.double", &21);
-    assert_eq!(soon("an answer", async { answer.await }).await.unwrap(), 42);
-    let found = channel
-        .basic_get("victim".into(), lapin::options::BasicGetOptions::default())
-        .await
-        .unwrap();
-    assert!(found.is_none(), "it was answered");
+}
+
+async fn a_queue_that_may_not_be_read_stops_the_start_and_nobody_else() {
+    let server = Server::start("").unwrap();
+    let tool = server.tool();
+    tool.run(&["add_user", "shop", "right"]);
+    let readable = "^anywire$|^anywire/.*/shop\\.placed$";
+    tool.run(&["set_permissions", "shop", ".*", ".*", readable]);
+    let url = format!("amqp://shop:right@{}", server.address());
+    let seen = Seen::default();
+    let service = shop(app("shop", &url), &seen).await;
+    let refused = async |name: &str| {
+        let router = Router::new()
+            .on_event("shop.placed", Seen::default().handler())
+            .on_event("shop.secret", Seen::default().handler());
+        let starting = app(name, &url).router(router).start();
+        let refused = soon("the start's end", starting).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Denied, "{refused:?}");
+        let text = refused.to_string();
+        assert!(text.contains("shop.secret"), "{text}");
+        assert!(!text.contains("shop.placed"), "{text}");
+        assert!(!format!("{refused:?}").contains("right"), "{refused:?}");
+    };
+    let client = service.client();
+    for number in 0..5 {
+        let (_, accepted) = tokio::join!(refused("spy"), async {
+            client.emit("shop.placed", &number).await
+        });
+        accepted.unwrap();
+    }
+    until("the others", || seen.has_all(0..5)).await;
+    assert!(service.health().is_ok());
+    service.shutdown().await.unwrap();
+}
+
+async fn a_full_queue_refuses_and_its_neighbours_are_confirmed() {
+    /// How many messages it takes, by its arguments; and how many a handler holds.
+    const LENGTH: u64 = 10;
+    let server = Server::start("").unwrap();
+    let section = "[transports.main.rabbitmq.arguments]\nx-overflow = 'reject-publish'";
+    let config = format!(
+        "url = {:?}\n{section}\nx-max-length = {LENGTH}",
+        server.url()
+    );
+    let full = configured("archive", &config).router(
+        Router::new().on_event("shop.archived", async |_: Ignore| -> Result<()> { Ok(()) }),
+    );
+    // Nobody takes anything from it while it fills.
+    full.start().await.unwrap().shutdown().await.unwrap();
+    let seen = Seen::default();
+    let service = shop(app("shop", &server.url()), &seen).await;
+    let client = service.client();
+    let timeout = Duration::from_secs(2);
+    let mut refused = 0;
+    for number in 0..40 {
+        let (archived, placed) = tokio::join!(
+            async { client.emit("shop.archived", &number).timeout(timeout).await },
+            async { client.emit("shop.placed", &number).await },
+        );
+        if let Err(error) = archived {
+            assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}");
+            refused += 1;
+        } else {
+            assert!(number < 2 * LENGTH, "a queue takes more than it may");
+        }
+        placed.unwrap();
+    }
+    assert!(refused >= 20, "{refused} refused");
+    until("the neighbours", || seen.has_all(0..40)).await;
+    assert!(service.health().is_ok());
     service.shutdown().await.unwrap();
 }

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anywire::transport::Status;
@@ -12,6 +14,7 @@ use anywire_conformance::trials;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use support::{Server, app, configured, foreign, shop};
+use tokio::sync::Notify;
 
 trials![
     [support::SERVER, support::CTL] =>
@@ -19,6 +22,7 @@ trials![
     a_subject_that_may_not_be_published_to_is_denied_and_the_others_go_on,
     a_queue_that_is_deleted_under_its_consumer_is_made_again,
     what_a_store_held_is_there_after_a_crash_in_its_handover,
+    what_is_held_for_longer_than_the_broker_allows_comes_again_and_the_others_go_on,
     the_native_connection_is_there_for_what_only_rabbitmq_has,
 ];
 
@@ -160,6 +164,58 @@ async fn what_a_store_held_is_there_after_a_crash_in_its_handover() {
         let found = channel.queue_declare(gone.into(), passive, FieldTable::default());
         assert!(found.await.is_err(), "{gone} is left");
     }
+    service.shutdown().await.unwrap();
+}
+
+async fn what_is_held_for_longer_than_the_broker_allows_comes_again_and_the_others_go_on() {
+    let server = Server::start("consumer_timeout = 2000").unwrap();
+    // How often it looks; else once a minute.
+    let look_often = "application:set_env(rabbit, channel_tick_interval, 1000).";
+    server.tool().run(&["eval", look_often]);
+    let broker = server.behind_a_proxy().await;
+    let (seen, others, gate) = (Seen::default(), Seen::default(), Arc::new(Notify::new()));
+    let (handler, opened) = (seen.handler(), Arc::clone(&gate));
+    let is_first = AtomicBool::new(true);
+    let slow_once = move |number: u64| {
+        let waits = number == 0 && is_first.swap(false, Ordering::Relaxed);
+        let (handled, opened) = (handler(number), Arc::clone(&opened));
+        async move {
+            if waits {
+                opened.notified().await;
+            }
+            handled.await
+        }
+    };
+    let router = Router::new()
+        .on_event("shop.placed", slow_once)
+        .on_event("shop.other", others.handler());
+    let url = format!("amqp://{}", broker.proxy.address());
+    let service = app("shop", &url).router(router).start().await.unwrap();
+    let client = service.client();
+    client.emit("shop.placed", &0).await.unwrap();
+    let connections = broker.proxy.counters().accepted;
+    let mut sent = 0;
+    // It is there again, and the others went on all the while.
+    until_async("the second delivery", async || {
+        client.emit("shop.other", &sent).await.unwrap();
+        client.emit("shop.placed", &(sent + 1)).await.unwrap();
+        sent += 1;
+        seen.times(0) == 2
+    })
+    .await;
+    until("the others", || others.has_all(0..sent)).await;
+    until("those behind it", || seen.has_all(0..=sent)).await;
+    // A delivery may be on its way behind the news that its channel is closed. The library takes that for the end of the
+    // connection, which is made again then.
+    match broker.proxy.counters().accepted - connections {
+        0 => assert_eq!(others.count() as u64, sent, "the others came again"),
+        lost => assert_eq!(lost, 1, "the connection was lost more than once"),
+    }
+    // What the first delivery is settled with is nobody's any more.
+    gate.notify_one();
+    client.emit("shop.placed", &1_000_000).await.unwrap();
+    until("what comes later", || seen.has_all([1_000_000])).await;
+    assert!(service.health().is_ok());
     service.shutdown().await.unwrap();
 }
 

@@ -1,57 +1,14 @@
-//! Certificates and signed credentials, made for one test.
+//! Signed credentials, made for one test.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, date_time_ymd};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-/// An authority, and the directory that its certificates lie in.
-pub(crate) struct Authority {
-    directory: TempDir,
-    issuer: Issuer<'static, rcgen::KeyPair>,
-}
-
-impl Authority {
-    pub(crate) fn new() -> Self {
-        let directory = TempDir::new().unwrap();
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap();
-        std::fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
-        Self {
-            directory,
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// The authority's own certificate.
-    pub(crate) fn ca(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    /// A certificate for a host, and its key.
-    pub(crate) fn certify(&self, host: &str, is_expired: bool) -> (PathBuf, PathBuf) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([host.to_owned()]).unwrap();
-        if is_expired {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let at = |kind: &str| self.directory.path().join(format!("{host}.{kind}.pem"));
-        std::fs::write(at("cert"), certificate.pem()).unwrap();
-        std::fs::write(at("key"), key.serialize_pem()).unwrap();
-        (at("cert"), at("key"))
-    }
-}
 
 /// An operator with a system account and one account for an app, as a server's configuration knows them.
 pub(crate) struct Operator {

@@ -10,9 +10,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
-use anywire::{App, Config, Router, RunningApp};
-use anywire_conformance::rig::{Broker, Program, Seen, free_port};
+use anywire::{App, Config, Message, Result, Router, RunningApp};
+use anywire_conformance::rig::{Broker, Program, Seen, free_port, until};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// The variable that names the program that runs a server.
@@ -32,12 +34,18 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server; `config` is added to its configuration file.
     pub(crate) fn start(config: &str) -> io::Result<Self> {
+        Self::prepared(|_| config.to_owned())
+    }
+
+    /// As [`start`](Self::start), with files that `prepare` puts into the server's directory.
+    pub(crate) fn prepared(prepare: impl FnOnce(&Path) -> String) -> io::Result<Self> {
         let binary = std::env::var_os(SERVER).map(PathBuf::from);
         let binary = binary.ok_or_else(|| io::Error::other("there is no server"))?;
         let (folder, port) = (TempDir::new()?, free_port()?);
         let data = folder.path().join("data");
         let lines = folder.path().join("server.conf");
-        std::fs::write(&lines, format!("{config}\n"))?;
+        std::fs::create_dir(&data)?;
+        std::fs::write(&lines, format!("{}\n", prepare(&data)))?;
         let at = data.clone();
         // The data goes with the program.
         let command = move || {
@@ -140,4 +148,27 @@ pub(crate) async fn foreign(url: &str) -> lapin::Connection {
     lapin::Connection::connect(url, lapin::ConnectionProperties::default())
         .await
         .unwrap()
+}
+
+/// The messages that a handler was given.
+#[derive(Clone, Default)]
+pub(crate) struct Taken(Arc<Mutex<Vec<Message>>>);
+
+impl Taken {
+    /// A handler that keeps what it is given.
+    pub(crate) fn handler(
+        &self,
+    ) -> impl Fn(Message) -> std::future::Ready<Result<()>> + Send + Sync + 'static {
+        let taken = self.clone();
+        move |message| {
+            taken.0.lock().push(message);
+            std::future::ready(Ok(()))
+        }
+    }
+
+    /// What it was given once it is so many.
+    pub(crate) async fn wait_for(&self, count: usize) -> Vec<Message> {
+        until("all of them", || self.0.lock().len() >= count).await;
+        self.0.lock().clone()
+    }
 }

@@ -1,6 +1,7 @@
 //! What tests against a real broker have in common, beside the suite: a server that can be started and broken, tests that
-//! are ignored where there is none, and books of what was sent and handled.
+//! are ignored where there is none, certificates, and books of what was sent and handled.
 
+mod authority;
 mod books;
 mod broker;
 mod outage;
@@ -11,6 +12,7 @@ mod storm;
 pub mod trials;
 mod waiting;
 
+pub use authority::Authority;
 pub use books::{Balance, Books, SLACK};
 pub use broker::Broker;
 pub use outage::Outage;

@@ -38,6 +38,13 @@ impl Seen {
         seen
     }
 
+    /// How often this number was seen.
+    #[must_use]
+    pub fn times(&self, number: u64) -> usize {
+        let seen = self.0.lock();
+        seen.iter().filter(|found| **found == number).count()
+    }
+
     /// How often a handler ran.
     #[must_use]
     pub fn count(&self) -> usize {
