@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use anywire::Error;
 use anywire::config::{Endpoint, TransportConfig};
+use async_rs::Tokio;
 use lapin::types::LongString;
 use lapin::uri::AMQPScheme;
 use lapin::{AsyncTcpStream, ConnectionProperties};
 use parking_lot::Mutex;
-use socket2::{SockRef, Socket};
+use socket2::SockRef;
 
 use crate::config::{self, RabbitmqConfig};
 use crate::errors;
+use crate::socket::{Kit, Socket};
 
 /// How long one attempt to connect may take: a server that does not speak as it should is told within five seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -27,7 +29,7 @@ pub(crate) struct Plug(Arc<Mutex<Socketed>>);
 enum Socketed {
     #[default]
     Connecting,
-    Plugged(Socket),
+    Plugged(socket2::Socket),
     Pulled,
 }
 
@@ -42,7 +44,7 @@ impl Plug {
 
     /// # Errors
     /// It was pulled: nobody wants the connection any more.
-    fn put(&self, socket: Socket) -> io::Result<()> {
+    fn put(&self, socket: socket2::Socket) -> io::Result<()> {
         let mut plug = self.0.lock();
         if matches!(*plug, Socketed::Pulled) {
             return Err(io::ErrorKind::ConnectionAborted.into());
@@ -81,26 +83,25 @@ pub(crate) async fn dial(
     let plug = Plug::default();
     let server_name = transport.tls.server_name.clone();
     let server_name = server_name.unwrap_or_else(|| endpoint.host.clone());
-    let runtime =
-        lapin::runtime::default_runtime().map_err(|error| errors::connect(error, transport))?;
     let held = plug.clone();
     let connect = lapin::Connection::connector(
         uri,
-        runtime,
-        async move |uri, runtime| {
+        Kit::current(),
+        async move |uri, _| {
             let address = (uri.authority.host.as_str(), uri.authority.port);
             let mut found = tokio::net::lookup_host(address).await?;
             let address = found
                 .next()
                 .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            let stream = AsyncTcpStream::connect(&runtime, address).await?;
+            let stream = AsyncTcpStream::connect(&Tokio::current(), address).await?;
             if let AsyncTcpStream::Plain(plain) = &stream {
                 held.put(SockRef::from(plain.get_ref()).try_clone()?)?;
             }
-            match uri.scheme {
-                AMQPScheme::AMQP => Ok(stream),
-                AMQPScheme::AMQPS => Ok(stream.into_tls(&server_name, tls.as_ref()).await?),
-            }
+            let stream = match uri.scheme {
+                AMQPScheme::AMQP => stream,
+                AMQPScheme::AMQPS => stream.into_tls(&server_name, tls.as_ref()).await?,
+            };
+            Ok(AsyncTcpStream::Plain(Socket::new(stream)))
         },
         properties,
     );

@@ -12,6 +12,8 @@ mod names;
 mod outlet;
 mod publisher;
 mod server;
+mod sieve;
+mod socket;
 mod subscriber;
 mod topology;
 mod transport;

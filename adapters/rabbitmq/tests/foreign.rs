@@ -13,12 +13,14 @@ use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, DecimalValue, FieldTable, ShortString};
 use parking_lot::Mutex;
+use support::bytes::Publisher;
 use support::{Server, Taken, app, foreign, shop};
 
 trials![
     [support::SERVER, support::CTL] =>
     any_header_that_a_foreign_program_sends_is_delivered,
     any_routing_key_of_a_foreign_program_is_delivered,
+    names_that_are_not_text_harm_nobody,
     an_empty_payload_is_delivered,
     a_foreign_message_that_cannot_be_read_becomes_a_dead_letter_with_its_reason,
     a_call_that_wants_its_reply_elsewhere_is_not_answered,
@@ -122,6 +124,41 @@ async fn any_routing_key_of_a_foreign_program_is_delivered() {
         let subject = message.subject().as_str();
         assert!(Subject::parse(subject).is_ok(), "{subject}");
     }
+    service.shutdown().await.unwrap();
+}
+
+/// The library ends its connection over them, and they would come again with the next one, for ever.
+async fn names_that_are_not_text_harm_nobody() {
+    let server = Server::start("").unwrap();
+    let seen: Arc<Mutex<Vec<(Subject, Headers)>>> = Arc::default();
+    let handled = Arc::clone(&seen);
+    let router = Router::new().on_event(
+        "shop.*",
+        move |_: Raw, subject: Subject, headers: Headers| {
+            handled.lock().push((subject, headers));
+            std::future::ready(Ok::<_, anywire::Failure>(()))
+        },
+    );
+    let service = app("shop", &server.url()).router(router);
+    let service = service.start().await.unwrap();
+    let mut status = service.client().transport("main").unwrap().status();
+    status.mark_unchanged();
+    let address = server.address();
+    let publishing = tokio::task::spawn_blocking(move || {
+        let mut publisher = Publisher::connect(address)?;
+        publisher.publish(b"shop.\xff\xfe", b"", b"1")?;
+        publisher.publish(b"shop.named", b"\x04na\xc3\xffS\x00\x00\x00\x01x", b"2")?;
+        publisher.publish(b"shop.plain", b"", b"3")?;
+        publisher.close()
+    });
+    publishing.await.unwrap().unwrap();
+    until("all of them", || seen.lock().len() == 3).await;
+    let seen = std::mem::take(&mut *seen.lock());
+    // As every token that is none of ours: escaped.
+    assert_eq!(seen[0].0.as_str(), "shop.=3F=3F");
+    assert!(seen[1].1.contains("na??"), "{:?}", seen[1].1);
+    assert_eq!(seen[2].0.as_str(), "shop.plain");
+    assert!(!status.has_changed().unwrap(), "the connection was lost");
     service.shutdown().await.unwrap();
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod bytes;
 pub(crate) mod harness;
 
 use std::io;
