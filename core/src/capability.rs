@@ -41,6 +41,8 @@ pub enum OrderScope {
     Consumer,
     /// Per key, across all consumers of a group: what `order = "key-in-group"` needs.
     KeyInGroup,
+    /// The same, but what has no key has no order: a log in several partitions.
+    KeyAloneInGroup,
 }
 
 impl fmt::Display for OrderScope {
@@ -49,6 +51,7 @@ impl fmt::Display for OrderScope {
             Self::None => "none",
             Self::Consumer => "per consumer",
             Self::KeyInGroup => "per key in group",
+            Self::KeyAloneInGroup => "per key in group, none without",
         })
     }
 }

@@ -5,19 +5,9 @@
 mod support;
 
 use anywire_conformance::rig::Outage;
-use anywire_conformance::trials;
 use support::{Server, configured};
 
-trials![
-    [support::SERVER] =>
-    a_killed_server_that_comes_back_has_lost_nothing,
-    a_frozen_server_holds_nobody_beyond_his_deadline,
-    a_silent_network_holds_nobody_beyond_his_deadline,
-    connections_that_break_in_the_middle_of_frames_lose_nothing,
-    an_emit_without_a_server_says_so_at_its_deadline,
-    an_app_that_is_there_first_comes_up_with_its_server,
-    an_app_shuts_down_within_its_grace_while_the_server_does_not_answer,
-];
+anywire_conformance::outages![[support::SERVER] => outage, outage];
 
 async fn outage() -> Outage {
     let broker = Server::start("").unwrap().behind_a_proxy().await;
@@ -25,32 +15,4 @@ async fn outage() -> Outage {
     Outage::new(broker, move |name, config| {
         configured(name, &format!("url = {url:?}\n{config}"))
     })
-}
-
-async fn a_killed_server_that_comes_back_has_lost_nothing() {
-    outage().await.killed().await;
-}
-
-async fn a_frozen_server_holds_nobody_beyond_his_deadline() {
-    outage().await.frozen().await;
-}
-
-async fn a_silent_network_holds_nobody_beyond_his_deadline() {
-    outage().await.cut().await;
-}
-
-async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
-    outage().await.broken_frames(40).await;
-}
-
-async fn an_emit_without_a_server_says_so_at_its_deadline() {
-    outage().await.emit_without_broker().await;
-}
-
-async fn an_app_that_is_there_first_comes_up_with_its_server() {
-    outage().await.absent_at_start().await;
-}
-
-async fn an_app_shuts_down_within_its_grace_while_the_server_does_not_answer() {
-    outage().await.shutdown_without_broker().await;
 }

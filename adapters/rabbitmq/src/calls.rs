@@ -27,11 +27,20 @@ pub(crate) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// The calls that wait for their replies.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(Mutex<Slab<Waiter>>);
+pub(crate) struct Waiting(Mutex<Waiters>);
+
+#[derive(Debug, Default)]
+struct Waiters {
+    calls: Slab<Waiter>,
+    /// Counts the channels that calls were made on.
+    channels: u64,
+}
 
 #[derive(Debug)]
 struct Waiter {
     nonce: u64,
+    /// The last channel when the call began.
+    channel: u64,
     reply: oneshot::Sender<Delivery>,
 }
 
@@ -48,10 +57,14 @@ impl Waiting {
         let (sender, reply) = oneshot::channel();
         // Not to be guessed: a reply that is late or forged reaches nobody.
         let nonce = rand::random();
-        let slot = self.0.lock().insert(Waiter {
+        let mut waiting = self.0.lock();
+        let channel = waiting.channels;
+        let slot = waiting.calls.insert(Waiter {
             nonce,
+            channel,
             reply: sender,
         });
+        drop(waiting);
         Call {
             waiting: Arc::clone(self),
             slot,
@@ -66,11 +79,7 @@ impl Waiting {
             let (slot, nonce) = id.as_str().strip_prefix(CALL)?.split_once('-')?;
             let slot = slot.parse().ok()?;
             let nonce = u64::from_str_radix(nonce, 16).ok()?;
-            let mut waiting = self.0.lock();
-            let known = waiting
-                .get(slot)
-                .is_some_and(|waiter| waiter.nonce == nonce);
-            known.then(|| waiting.remove(slot))
+            self.0.lock().take(slot, nonce)
         });
         match waiter {
             // A caller that has given up meanwhile is as good as none.
@@ -79,10 +88,10 @@ impl Waiting {
         }
     }
 
-    /// No reply will come on a channel that is gone.
-    fn give_up(&self) {
-        let waiting = std::mem::take(&mut *self.0.lock());
-        drop(waiting);
+    /// No reply will come on a channel that is gone. Those of the next one are waited for.
+    fn give_up(&self, channel: u64) {
+        let mut waiting = self.0.lock();
+        waiting.calls.retain(|_, waiter| waiter.channel > channel);
     }
 
     /// What is done on each channel that calls are made on: replies come to it.
@@ -94,13 +103,27 @@ impl Waiting {
         let replies =
             channel.basic_consume(REPLY_TO.into(), "".into(), options, FieldTable::default());
         let mut replies = replies.await.map_err(errors::operation)?;
+        let number = {
+            let mut waiting = self.0.lock();
+            waiting.channels += 1;
+            waiting.channels
+        };
         tokio::spawn(async move {
             while let Some(Ok(reply)) = replies.next().await {
                 self.end(reply);
             }
-            self.give_up();
+            self.give_up(number);
         });
         Ok(())
+    }
+}
+
+impl Waiters {
+    fn take(&mut self, slot: usize, nonce: u64) -> Option<Waiter> {
+        self.calls
+            .get(slot)
+            .filter(|waiter| waiter.nonce == nonce)?;
+        self.calls.try_remove(slot)
     }
 }
 
@@ -112,13 +135,8 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut waiting = self.waiting.0.lock();
-        let is_there = waiting
-            .get(self.slot)
-            .is_some_and(|waiter| waiter.nonce == self.nonce);
-        if is_there {
-            waiting.remove(self.slot);
-        }
+        let waiter = self.waiting.0.lock().take(self.slot, self.nonce);
+        drop(waiter);
     }
 }
 
@@ -229,4 +247,26 @@ fn not_sent(sent: Sent, subject: &Subject) -> Error {
 fn late(message: &Message) -> Error {
     let text = "no reply came by the deadline; allow more time, or look at the handler";
     Error::new(ErrorKind::Timeout, text).with_context("subject", message.subject())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn the_end_of_a_channel_ends_its_calls_and_no_later_ones() {
+        let waiting = Arc::new(Waiting::default());
+        waiting.0.lock().channels = 1;
+        let mut first = waiting.begin();
+        waiting.0.lock().channels = 2;
+        let mut second = waiting.begin();
+        waiting.give_up(1);
+        assert!((&mut first.reply).now_or_never().unwrap().is_err());
+        assert!((&mut second.reply).now_or_never().is_none());
+        drop((first, second));
+        assert!(waiting.0.lock().calls.is_empty());
+    }
 }

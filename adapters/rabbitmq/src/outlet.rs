@@ -405,6 +405,8 @@ struct Slot {
     route: u64,
     id: u64,
     size: usize,
+    /// Whether an exchange may give it to several queues.
+    goes_to_many: bool,
     is_returned: bool,
     _room: Room,
 }
@@ -437,6 +439,7 @@ impl Lane {
             route: parcel.route(),
             id: identity(&parcel.properties),
             size: parcel.payload.len(),
+            goes_to_many: !parcel.exchange.as_str().is_empty(),
             is_returned: false,
             _room: room,
         };
@@ -501,10 +504,9 @@ impl Lane {
         let sent = match ended {
             Ok(Confirmation::Ack(_)) if slot.is_returned => Sent::Returned,
             Ok(Confirmation::Ack(_) | Confirmation::NotRequested) => Sent::Confirmed,
-            Ok(Confirmation::Nack(_)) => Sent::Refused(Error::new(
-                ErrorKind::Overloaded,
-                "a queue refused the message: it is full; add consumers, or raise its length",
-            )),
+            // https://www.rabbitmq.com/docs/maxlength: all other queues that have room take it.
+            Ok(Confirmation::Nack(_)) if slot.goes_to_many => Sent::Unknown(full()),
+            Ok(Confirmation::Nack(_)) => Sent::Refused(full()),
             Err(error) => self.lost(&slot, error),
         };
         slot.ticket.end(slot.index, sent);
@@ -657,6 +659,13 @@ pub(crate) fn too_large(size: usize, most: usize) -> Error {
         format!(
             "the payload has {size} bytes, this RabbitMQ takes {most}; raise max_message_size here and on the broker, or send a reference to it"
         ),
+    )
+}
+
+fn full() -> Error {
+    Error::new(
+        ErrorKind::Overloaded,
+        "a queue refused the message: it is full; add consumers, or raise its length",
     )
 }
 

@@ -3,10 +3,8 @@
 
 mod support;
 
-use std::net::SocketAddr;
-
 use anywire::{Result, Router};
-use anywire_conformance::rig::{Seen, until};
+use anywire_conformance::rig::{Seen, sockets, threads, until};
 use anywire_conformance::trials;
 use support::{Server, Tool, app, foreign};
 use tokio::sync::Mutex;
@@ -140,21 +138,4 @@ impl Objects {
             consumers: next(),
         }
     }
-}
-
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-/// How many connections lead to this address.
-fn sockets(address: SocketAddr) -> usize {
-    const ESTABLISHED: &str = "01";
-    let port = format!(":{:04X}", address.port());
-    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let leads_there = |line: &&str| {
-        let mut fields = line.split_whitespace().skip(2);
-        let remote = fields.next().unwrap_or_default();
-        remote.ends_with(&port) && fields.next() == Some(ESTABLISHED)
-    };
-    table.lines().filter(leads_there).count()
 }

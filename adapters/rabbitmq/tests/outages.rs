@@ -6,19 +6,9 @@ mod support;
 
 use anywire::{Ignore, Result, Router};
 use anywire_conformance::rig::Outage;
-use anywire_conformance::trials;
 use support::{Server, Tool, configured};
 
-trials![
-    [support::SERVER, support::CTL] =>
-    a_killed_server_that_comes_back_has_lost_nothing,
-    a_frozen_server_holds_nobody_beyond_his_deadline,
-    a_silent_network_holds_nobody_beyond_his_deadline,
-    connections_that_break_in_the_middle_of_frames_lose_nothing,
-    an_emit_without_a_server_says_so_at_its_deadline,
-    an_app_that_is_there_first_comes_up_with_its_server,
-    an_app_shuts_down_within_its_grace_while_the_server_does_not_answer,
-];
+anywire_conformance::outages![[support::SERVER, support::CTL] => outage, at_rest];
 
 async fn outage() -> Outage {
     start().await.0
@@ -43,32 +33,4 @@ async fn at_rest() -> Outage {
     service.start().await.unwrap().shutdown().await.unwrap();
     tool.write_down_queues();
     outage
-}
-
-async fn a_killed_server_that_comes_back_has_lost_nothing() {
-    at_rest().await.killed().await;
-}
-
-async fn a_frozen_server_holds_nobody_beyond_his_deadline() {
-    outage().await.frozen().await;
-}
-
-async fn a_silent_network_holds_nobody_beyond_his_deadline() {
-    outage().await.cut().await;
-}
-
-async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
-    outage().await.broken_frames(40).await;
-}
-
-async fn an_emit_without_a_server_says_so_at_its_deadline() {
-    at_rest().await.emit_without_broker().await;
-}
-
-async fn an_app_that_is_there_first_comes_up_with_its_server() {
-    outage().await.absent_at_start().await;
-}
-
-async fn an_app_shuts_down_within_its_grace_while_the_server_does_not_answer() {
-    at_rest().await.shutdown_without_broker().await;
 }

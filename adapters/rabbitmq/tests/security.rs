@@ -3,15 +3,13 @@
 
 mod support;
 
-use std::error::Error as _;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use anywire::{Error, ErrorKind, Router};
 use anywire_conformance::proxy::Proxy;
-use anywire_conformance::rig::{Authority, Seen, free_port, until};
+use anywire_conformance::rig::{Authority, Seen, free_port, refusal, until};
 use anywire_conformance::trials;
 use support::{Server, configured, shop};
 use tempfile::TempDir;
@@ -23,8 +21,6 @@ trials![
     a_client_shows_its_certificate_and_may_be_known_by_it_alone,
 ];
 
-/// No start may take longer.
-const AT_ONCE: Duration = Duration::from_secs(5);
 /// Part of every secret of these tests that is not a key.
 const SECRET: &str = "canary";
 
@@ -87,19 +83,7 @@ impl Secured {
         let config = config.replace("ADDRESS", &proxy.address().to_string());
         let app = configured("shop", &config)
             .router(Router::new().on_event("shop.placed", Seen::default().handler()));
-        assert_holds_no_secret(&format!("{app:?}"));
-        let start = Instant::now();
-        let error = app.start().await.unwrap_err();
-        let took = start.elapsed();
-        assert!(took < AT_ONCE, "it took {took:?} to be told {error}");
-        let attempts = proxy.counters().accepted;
-        assert!(attempts <= 2, "{attempts} attempts for nothing");
-        let mut told = format!("{error}\n{error:?}\n{error:#?}");
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            told += &format!("\n{source}\n{source:?}");
-            cause = source.source();
-        }
+        let (error, told) = refusal(app, &proxy).await;
         assert_holds_no_secret(&told);
         error
     }

@@ -114,7 +114,12 @@ impl Need {
             Self::Durable => declared.durable.is_supported(),
             Self::NotDurable => !declared.durable.is_supported(),
             Self::Groups => declared.groups.is_supported(),
-            Self::ConsumerOrder => declared.order >= OrderScope::Consumer,
+            Self::ConsumerOrder => {
+                matches!(
+                    declared.order,
+                    OrderScope::Consumer | OrderScope::KeyInGroup
+                )
+            }
             Self::KeyOrderInGroup => declared.order >= OrderScope::KeyInGroup,
             Self::Replay => declared.replay.is_supported(),
             Self::ReturnAfter => declared.return_after == Support::Native,
@@ -140,7 +145,7 @@ impl Need {
             Self::Durable => "durable: no",
             Self::NotDurable => "durable: yes",
             Self::Groups => "groups: no",
-            Self::ConsumerOrder => "order: none",
+            Self::ConsumerOrder => "order: none without a key",
             Self::KeyOrderInGroup => "order: not per key in group",
             Self::Replay => "replay: no",
             Self::ReturnAfter => "return_after: not native",

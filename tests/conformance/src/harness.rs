@@ -43,8 +43,9 @@ pub trait Harness: Send + Sync + 'static {
         None
     }
 
-    /// How much longer a test may take that stops the broker: one that takes its time to start is not at fault.
-    fn patience(&self) -> Duration {
+    /// How much longer a test may take, and one that stops the broker: a broker that takes its time to form a group or to start is
+    /// not at fault.
+    fn patience(&self, _stops_the_broker: bool) -> Duration {
         Duration::ZERO
     }
 

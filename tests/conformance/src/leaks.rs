@@ -1,5 +1,6 @@
 //! What a test leaves behind: rule R7.
 
+use std::collections::BTreeMap;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// A sentence, when some are left after two seconds.
 pub(crate) fn tasks_end(runtime: &Runtime) -> Result<(), String> {
     let alive = || runtime.metrics().num_alive_tasks();
-    if eventually(|| alive() == 0) {
+    if eventually(PATIENCE, || alive() == 0) {
         return Ok(());
     }
     Err(format!(
@@ -41,21 +42,43 @@ impl Census {
         FIRST_RUNTIME.call_once(|| drop(Builder::new_current_thread().enable_all().build()));
         Self {
             sockets: sockets(),
-            threads: std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count),
+            threads: thread_names().values().sum(),
         }
     }
 
     /// Waits until there are no more than these.
     ///
     /// # Errors
-    /// A sentence, when there are more after two seconds.
-    pub(crate) fn returns(self) -> Result<(), String> {
+    /// A sentence, when there are more after two seconds, and as many more as the wire asks for.
+    pub(crate) fn returns(self, more: Duration) -> Result<(), String> {
         let within = |now: Self| now.sockets <= self.sockets && now.threads <= self.threads;
-        if eventually(|| within(Self::take())) {
+        if eventually(PATIENCE + more, || within(Self::take())) {
             return Ok(());
         }
-        Err(format!("before: {self:?}, left behind: {:?}", Self::take()))
+        Err(format!(
+            "before: {self:?}, left behind: {:?}, threads: {:?}",
+            Self::take(),
+            thread_names()
+        ))
     }
+}
+
+/// The names of the threads of this process, and how many have each. Those that run the tests have the name of the process; there
+/// may be more of them in a moment.
+fn thread_names() -> BTreeMap<String, usize> {
+    let mut names = BTreeMap::new();
+    let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
+        return names;
+    };
+    for task in tasks.flatten() {
+        let name = std::fs::read_to_string(task.path().join("comm"));
+        let name = name.unwrap_or_default();
+        if name != own {
+            *names.entry(name.trim_end().to_owned()).or_default() += 1;
+        }
+    }
+    names
 }
 
 fn sockets() -> usize {
@@ -68,8 +91,9 @@ fn sockets() -> usize {
         .count()
 }
 
-fn eventually(condition: impl Fn() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
+/// Looks again and again: nobody tells when a task ends elsewhere, or when the system has taken a socket or a thread off its list.
+fn eventually(patience: Duration, condition: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + patience;
     while !condition() {
         if Instant::now() > end {
             return false;
@@ -91,6 +115,18 @@ mod tests {
         assert_eq!(tasks_end(&runtime), Ok(()));
         runtime.spawn(std::future::pending::<()>());
         assert!(tasks_end(&runtime).unwrap_err().starts_with("1 tasks"));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_are_seen() {
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name("left behind".to_owned());
+        let thread = thread.spawn(move || wait.recv()).unwrap();
+        let mut times = std::iter::repeat_with(|| thread_names().get("left behind").copied());
+        assert!(times.by_ref().take(10_000).any(|count| count == Some(1)));
+        drop(end);
+        let _ = thread.join();
     }
 
     #[test]

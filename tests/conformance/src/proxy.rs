@@ -368,7 +368,11 @@ impl Lane {
             if read == 0 {
                 break;
             }
-            tokio::time::sleep(faults.wait(read)).await;
+            // The fault itself. A timer rounds up to a millisecond, which a cable without one must not cost.
+            let wait = faults.wait(read);
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             // The cable may have been cut while the bytes were held.
             let _ = news.wait_for(|faults| !faults.blackhole).await;
             let (through, cut) = self.ambush.lock().strike(&mut buffer[..read]);

@@ -42,12 +42,19 @@ pub fn run(harness: impl Harness, skips: impl AsRef<Path>) -> ExitCode {
         }
     };
     let harness: Arc<dyn Harness> = Arc::new(harness);
+    let patience = harness.patience(false);
     let table = Skips::of(harness.as_ref());
     if !arguments.list {
         println!("{table}seed: ANYWIRE_SEED={}", run_seed());
     }
-    let mut trials: Vec<_> = (0..profile.repeats())
+    let rounds = 0..profile.repeats();
+    let mut behaviours: Vec<_> = rounds
         .flat_map(|round| behaviours().map(move |behaviour| (round, behaviour)))
+        .collect();
+    // A broker that holds little yet is soon back.
+    behaviours.sort_by_key(|(_, behaviour)| !behaviour.is_serial());
+    let mut trials: Vec<_> = behaviours
+        .into_iter()
         .map(|(round, behaviour)| trial(&harness, behaviour, profile, round, &arguments))
         .collect();
     let path = skips.as_ref().to_owned();
@@ -57,7 +64,7 @@ pub fn run(harness: impl Harness, skips: impl AsRef<Path>) -> ExitCode {
     }));
     let before = Census::take();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Err(leak) = before.returns() {
+    if let Err(leak) = before.returns(patience) {
         eprintln!("the suite leaked sockets or threads: {leak}");
         return ExitCode::FAILURE;
     }
@@ -78,11 +85,7 @@ pub fn check(
     let (done, verdict) = mpsc::sync_channel(1);
     let test = Test::new(Arc::clone(harness), behaviour.name, profile, seed);
     let run = behaviour.run;
-    let deadline = profile.deadline()
-        + match behaviour.is_serial() {
-            true => harness.patience(),
-            false => Duration::ZERO,
-        };
+    let deadline = profile.deadline() + harness.patience(behaviour.is_serial());
     let thread = std::thread::Builder::new().name(behaviour.name.to_owned());
     thread
         .spawn(move || done.send(on_a_runtime(test, run, deadline)))
@@ -137,7 +140,7 @@ fn check_alone(
     let before = Census::take();
     check(harness, behaviour, profile)?;
     before
-        .returns()
+        .returns(harness.patience(false))
         .map_err(|leak| format!("it leaked sockets or threads: {leak}"))
 }
 

@@ -51,7 +51,7 @@ impl<T: std::fmt::Debug> Sightings<T> {
     /// # Panics
     /// When none comes.
     pub async fn next(&mut self) -> T {
-        let gap = self.test.profile().idle_gap();
+        let gap = self.test.gap();
         let Some(sighting) = self.next_within(gap).await else {
             panic!("no handler saw anything for {gap:?}");
         };

@@ -46,7 +46,7 @@ impl Subscription {
     /// # Panics
     /// When none comes.
     pub async fn next(&mut self) -> Delivery {
-        let gap = self.test.profile().idle_gap();
+        let gap = self.test.gap();
         let Some(delivery) = self.next_within(gap).await else {
             panic!("nothing arrived for {gap:?}");
         };
@@ -63,7 +63,7 @@ impl Subscription {
 
     /// The next `count` deliveries, pulled in batches.
     pub async fn take(&mut self, count: usize) -> Vec<Delivery> {
-        let gap = self.test.profile().idle_gap();
+        let gap = self.test.gap();
         let mut deliveries = Vec::with_capacity(count);
         while deliveries.len() < count {
             let pulled = timeout(gap, self.pull(count - deliveries.len())).await;
@@ -95,7 +95,7 @@ impl Subscription {
     /// # Panics
     /// When none comes within the profile's idle gap.
     pub async fn receive_one(&mut self, ledger: &mut Ledger) {
-        let gap = self.test.profile().idle_gap();
+        let gap = self.test.gap();
         let Some(delivery) = self.next_within(gap).await else {
             panic!(
                 "{} messages are missing, and nothing arrived for {gap:?}",

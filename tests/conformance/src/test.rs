@@ -263,6 +263,18 @@ impl Test {
         latencies.get(at).copied().unwrap_or_default()
     }
 
+    /// How much longer than elsewhere this wire may take for whatever involves its broker.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.0.harness.patience(false)
+    }
+
+    /// How long something that is to come may stay away.
+    #[must_use]
+    pub fn gap(&self) -> Duration {
+        self.profile().idle_gap() + self.patience()
+    }
+
     /// How long nothing must arrive before "nothing arrives" is believed: rule R4.
     #[must_use]
     pub fn quiet(&self) -> Duration {

@@ -46,6 +46,20 @@ pub(crate) struct Seen {
     pub(crate) key: Option<Vec<u8>>,
 }
 
+impl Seen {
+    /// The order that every foreign program sends, as far as all wires carry it.
+    pub(crate) fn sample() -> Self {
+        Self {
+            order: "o-1".into(),
+            count: 2,
+            region: "eu".into(),
+            tenant: Some("blue".into()),
+            id: Some("order-1".into()),
+            key: None,
+        }
+    }
+}
+
 /// The app, the program, and what they tell.
 pub(crate) struct Stage {
     /// The first of all subjects' tokens, which is the app's name, too.

@@ -74,9 +74,9 @@ impl Harness for Rabbitmq {
         format!("url = \"amqp://{address}\"\n[transports.main.rabbitmq]\nheartbeat = \"2s\"")
     }
 
-    fn patience(&self) -> Duration {
+    fn patience(&self, stops_the_broker: bool) -> Duration {
         // It starts in four seconds on a quiet machine.
-        Duration::from_secs(45)
+        Duration::from_secs(if stops_the_broker { 45 } else { 0 })
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {

@@ -29,6 +29,52 @@ type Step = for<'a> fn(&'a Broker) -> BoxFuture<'a, io::Result<()>>;
 /// Makes an app of a name, with what is added to its configuration.
 type Make = dyn Fn(&str, &str) -> App + Send + Sync;
 
+/// Makes `main` of the tests of a broker that is absent, killed, frozen or cut off, as [`trials!`](crate::trials) does: of two async
+/// functions that give an [`Outage`], the second one's broker at rest, with the queue of the group `shop` for `shop.placed`.
+#[macro_export]
+macro_rules! outages {
+    ([$($variable:expr),* $(,)?] => $outage:path, $at_rest:path $(,)?) => {
+        $crate::trials![
+            [$($variable),*] =>
+            a_killed_server_that_comes_back_has_lost_nothing,
+            a_frozen_server_holds_nobody_beyond_his_deadline,
+            a_silent_network_holds_nobody_beyond_his_deadline,
+            connections_that_break_in_the_middle_of_frames_lose_nothing,
+            an_emit_without_a_server_says_so_at_its_deadline,
+            an_app_that_is_there_first_comes_up_with_its_server,
+            an_app_shuts_down_within_its_grace_while_the_server_does_not_answer,
+        ];
+
+        async fn a_killed_server_that_comes_back_has_lost_nothing() {
+            $at_rest().await.killed().await;
+        }
+
+        async fn a_frozen_server_holds_nobody_beyond_his_deadline() {
+            $outage().await.frozen().await;
+        }
+
+        async fn a_silent_network_holds_nobody_beyond_his_deadline() {
+            $outage().await.cut().await;
+        }
+
+        async fn connections_that_break_in_the_middle_of_frames_lose_nothing() {
+            $outage().await.broken_frames(40).await;
+        }
+
+        async fn an_emit_without_a_server_says_so_at_its_deadline() {
+            $at_rest().await.emit_without_broker().await;
+        }
+
+        async fn an_app_that_is_there_first_comes_up_with_its_server() {
+            $outage().await.absent_at_start().await;
+        }
+
+        async fn an_app_shuts_down_within_its_grace_while_the_server_does_not_answer() {
+            $at_rest().await.shutdown_without_broker().await;
+        }
+    };
+}
+
 /// A broker of its own, which is going to break, and apps on it. Each of its tests has one.
 #[derive(Clone)]
 pub struct Outage {

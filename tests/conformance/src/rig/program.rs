@@ -66,7 +66,9 @@ impl Program {
         *self.child.lock() = Some(child);
         let (ready, readiness) = mpsc::sync_channel(1);
         let is_ready = self.is_ready;
-        std::thread::spawn(move || {
+        // Of a name, as whoever looks for threads that stay goes by those.
+        let thread = std::thread::Builder::new().name("program".to_owned());
+        thread.spawn(move || {
             let mut lines = BufReader::new(log).split(b'\n').map_while(Result::ok);
             let mut last = String::new();
             let started = lines.any(|line| {
@@ -76,7 +78,7 @@ impl Program {
             let _ = ready.send(if started { Ok(()) } else { Err(last) });
             // The program must always find a reader. This ends with it.
             lines.for_each(drop);
-        });
+        })?;
         match readiness.recv_timeout(PATIENCE) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(last)) => Err(io::Error::other(format!(

@@ -1,6 +1,7 @@
 //! What a test leaves behind in its process.
 
 use std::future::Future;
+use std::net::SocketAddr;
 
 use super::until;
 
@@ -22,6 +23,26 @@ pub async fn leaves_nothing<F: Future<Output = ()>>(body: impl FnOnce() -> F + S
     }
     until("no task", || runtime.metrics().num_alive_tasks() == 0).await;
     runtime.shutdown_background();
+}
+
+/// How many threads this process has.
+#[must_use]
+pub fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+/// How many connections lead to this address, from any process.
+#[must_use]
+pub fn sockets(address: SocketAddr) -> usize {
+    const ESTABLISHED: &str = "01";
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap_or_default();
+    let leads_there = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        let remote = fields.next().unwrap_or_default();
+        remote.ends_with(&port) && fields.next() == Some(ESTABLISHED)
+    };
+    table.lines().filter(leads_there).count()
 }
 
 /// The memory of this process, in bytes; 0 where the system does not tell.

@@ -8,7 +8,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Waits until the condition holds.
+/// Waits until the condition holds. It looks again and again: what tests wait for is in other processes, or told to nobody.
 ///
 /// # Panics
 /// After half a minute, naming what was waited for.

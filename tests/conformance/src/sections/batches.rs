@@ -7,8 +7,10 @@ use anywire::pattern::publish_subscribe::{
     Entry, PublishBatch, Published, SettleBatch, Settlement,
 };
 
+use futures::future::join_all;
+
 use crate::behaviour::behaviours;
-use crate::{Ledger, PUBLISH_TIMEOUT, Test, number};
+use crate::{Ledger, PUBLISH_TIMEOUT, Subscription, Test, number};
 
 behaviours! {
     k01_batches_of_any_size_arrive_whole: [],
@@ -154,8 +156,11 @@ pub async fn k08_a_batch_may_go_to_many_subjects(test: &Test) {
         .flat_map(|at| batch.iter().map(move |messages| messages[at].clone()))
         .collect();
     client.send_all(&interleaved).await;
-    for (mut subscription, mut ledger) in subscriptions {
-        subscription.receive_all(&mut ledger).await;
-        ledger.balance(0);
-    }
+    // One after the other, what waits for its turn would pass for slow and make the quiet after it long.
+    join_all(subscriptions.into_iter().map(receive_exactly)).await;
+}
+
+async fn receive_exactly((mut subscription, mut ledger): (Subscription, Ledger)) {
+    subscription.receive_all(&mut ledger).await;
+    ledger.balance(0);
 }

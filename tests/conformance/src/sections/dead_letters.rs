@@ -82,7 +82,7 @@ pub async fn n03_an_original_is_kept_while_its_dead_letter_cannot_be_stored(test
             tokio::task::yield_now().await;
         }
     };
-    let red = tokio::time::timeout(test.profile().idle_gap(), red).await;
+    let red = tokio::time::timeout(test.gap(), red).await;
     red.expect("the health is red while a message is stuck");
     sabotage.mend();
     let mut letters = test
@@ -185,7 +185,7 @@ pub async fn n07_a_handler_of_dead_letters_makes_no_more_of_them(test: &Test) {
             tokio::task::yield_now().await;
         }
     };
-    let parked = tokio::time::timeout(test.profile().idle_gap(), parked).await;
+    let parked = tokio::time::timeout(test.gap(), parked).await;
     parked.expect("the health is red while a dead letter is parked");
     let client = test.connect().await;
     let mut more = client.subscribe(test.dead_letters("clerks")).await;

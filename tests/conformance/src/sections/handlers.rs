@@ -276,7 +276,7 @@ pub async fn t07_an_input_is_acked_after_its_output_is_stored(test: &Test) {
             tokio::task::yield_now().await;
         }
     };
-    let failed_twice = tokio::time::timeout(test.profile().idle_gap(), failed_twice).await;
+    let failed_twice = tokio::time::timeout(test.gap(), failed_twice).await;
     failed_twice.expect("an attempt without a stored output is tried again");
     let mut outputs = test
         .connect()

@@ -145,7 +145,7 @@ pub async fn s02_counters_are_exact(test: &Test) {
             tokio::task::yield_now().await;
         }
     };
-    let all = tokio::time::timeout(test.profile().idle_gap(), all).await;
+    let all = tokio::time::timeout(test.gap(), all).await;
     assert!(all.is_ok(), "{counters:?}");
     app.shutdown().await.expect("it stops");
     let expected = [

@@ -112,10 +112,12 @@ pub async fn d16_an_undecodable_item_is_an_error_and_a_dead_letter(test: &Test) 
     let garbage = Raw(b"not a number".as_slice().into());
     client
         .emit(test.subject("events"), &garbage)
+        .key("one")
         .await
         .expect("accepted");
     client
         .emit(test.subject("events"), &7)
+        .key("one")
         .await
         .expect("accepted");
     let item = subscription.next().await.expect("the stream goes on");
@@ -174,7 +176,7 @@ pub async fn d17_a_private_copy_leaves_nothing_behind(test: &Test) {
 }
 
 async fn next(test: &Test, subscription: &mut Subscription<u32>) -> anywire::Delivery<u32> {
-    let gap = test.profile().idle_gap();
+    let gap = test.gap();
     let item = tokio::time::timeout(gap, subscription.next()).await;
     let item = item.unwrap_or_else(|_| panic!("nothing arrived for {gap:?}"));
     item.expect("the stream goes on").expect("a delivery")
