@@ -1,4 +1,4 @@
-//! The attributes of [anywire](https://docs.rs/anywire), which re-exports them: depend on that, not on this.
+//! The attributes of anywire, which re-exports them: depend on that, not on this.
 //!
 //! Each expands to what a careful person would have typed against the public API, so removing one is a mechanical
 //! edit. With `ANYWIRE_MACROS_DEBUG=1` in the environment of the build, each expansion is printed.

@@ -1,0 +1,839 @@
+//! The thread of a consumer. It polls, whatever the handlers do, reads what there is room for, and tells positions.
+//!
+//! Each partition has a queue of its own in the library; back-pressure is not to take from it. The thread sleeps until a
+//! queue has something, somebody made room, or something is due.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anywire::pattern::publish_subscribe::SubscriptionId;
+use anywire::{Pattern, Subject, Trail};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::topic_partition_list::Offset;
+
+use crate::config::Rule;
+use crate::group::{Group, Kind};
+use crate::member::{self, Gained, Member};
+use crate::names;
+use crate::shelf::{Fresh, PartitionKey, Position, SubscriptionKey, Targets};
+use crate::wire;
+
+/// How much is taken from one partition before it is another one's turn.
+const TURN: usize = 256;
+/// How long the thread sleeps at most: a member that does not poll loses its partitions.
+const NAP: Duration = Duration::from_secs(1);
+/// How long after a failure the next try is made.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the brokers may take to list their topics.
+const LIST_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a consumer stays in its group that nobody wants anything of, and how long leaving it may take.
+const FAREWELL: Duration = Duration::from_millis(200);
+/// How long the last positions are told again, where the broker does not take them: a group that is being put in order takes none.
+const LAST_PATIENCE: Duration = Duration::from_secs(3);
+/// How long it may take to say that it has them.
+const LAST_ANSWER: Duration = Duration::from_millis(500);
+/// How soon they are told again.
+const LAST_PAUSE: Duration = Duration::from_millis(50);
+/// How long what comes for a subscription that has left waits for it, where others of its group are there: longer than an app may take
+/// to leave.
+const BURIAL: Duration = Duration::from_secs(10);
+/// How long a consumer is kept that nobody wants: who comes back soon need not wait for a new one.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The life of a consumer.
+pub(crate) fn run(group: &Arc<Group>) {
+    while !group.is_stopping() {
+        let member = Member::new(Arc::clone(group));
+        match BaseConsumer::from_config_and_context(&group.client, member) {
+            Ok(mut consumer) => {
+                let waker = Arc::clone(group);
+                consumer.set_nonempty_callback(move || waker.wake());
+                if Reader::new(group, Arc::new(consumer)).run().is_err() {
+                    // Two of one name would throw each other out without a pause.
+                    std::thread::park_timeout(PAUSE);
+                }
+            }
+            Err(error) => {
+                let group = &group.kind;
+                tracing::error!(?group, error = %crate::errors::from(&error, "making a consumer"), "a consumer cannot be made");
+                std::thread::park_timeout(PAUSE);
+            }
+        }
+    }
+}
+
+/// Those who are interested in a topic.
+pub(crate) fn interested(group: &Group, topic: &str) -> Targets {
+    let route = Route::of(topic, &group.settings.rules);
+    let shelf = group.shelf.lock();
+    let all = shelf.subscriptions();
+    let mine = all.filter(|(_, id)| route.may_bring(&id.pattern));
+    mine.map(|(key, _)| key).collect()
+}
+
+/// What a topic carries.
+#[derive(Debug)]
+enum Route {
+    /// One subject.
+    Subject(Subject),
+    /// The subjects of a rule.
+    Packed(Pattern, Subject),
+    /// Copies for single subscriptions.
+    Copies,
+    /// Events whose time has not come.
+    Delayed,
+    /// Calls to a pattern.
+    Calls(Pattern, Subject),
+    /// Nothing of ours.
+    Foreign,
+}
+
+impl Route {
+    fn of(topic: &str, rules: &[Rule]) -> Self {
+        let subject = names::subject(topic);
+        if names::is_retry(topic) {
+            return Self::Copies;
+        }
+        if names::is_delay(topic) {
+            return Self::Delayed;
+        }
+        if let Some(pattern) = names::called(topic) {
+            // A call to a pattern with wildcards says in a header what it is to; one that does not is to nothing that is served.
+            let subject = pattern
+                .as_subject()
+                .or_else(|| names::subject(names::SERVERS));
+            return subject.map_or(Self::Foreign, |subject| Self::Calls(pattern, subject));
+        }
+        let Some(subject) = subject else {
+            return Self::Foreign;
+        };
+        let packed = rules
+            .iter()
+            .find(|rule| rule.topic.topic.as_deref() == Some(topic));
+        match packed {
+            Some(rule) => Self::Packed(rule.pattern.clone(), subject),
+            None => Self::Subject(subject),
+        }
+    }
+
+    fn may_bring(&self, pattern: &Pattern) -> bool {
+        match self {
+            Self::Subject(subject) => pattern.matches(subject),
+            Self::Packed(packed, _) => pattern.overlaps(packed),
+            Self::Calls(called, _) => pattern == called,
+            Self::Copies | Self::Delayed => true,
+            Self::Foreign => false,
+        }
+    }
+}
+
+/// A partition that is read.
+struct Lane {
+    key: PartitionKey,
+    topic: Arc<str>,
+    number: i32,
+    route: Route,
+    /// Those who may get something of it.
+    targets: Vec<(SubscriptionKey, SubscriptionId)>,
+    keys: Targets,
+    queue: Option<PartitionQueue<Member>>,
+    /// The record whose time has not come, or whose subscription has no room; nothing is read past it.
+    first: Option<First>,
+    /// What stands before this was there when the partition became ours.
+    end: i64,
+    /// Where those begin who have come later.
+    begins: Vec<(SubscriptionKey, i64)>,
+}
+
+impl Lane {
+    /// Who gets a copy for the subscription to a pattern.
+    fn targets_of(&self, to: Option<&str>, strays: Option<SubscriptionKey>) -> Targets {
+        let to = to.unwrap_or_default();
+        let mut mine = self.targets.iter();
+        let mine = mine.find(|(_, id)| id.pattern.wildcards() == to);
+        mine.map(|(key, _)| *key).or(strays).into_iter().collect()
+    }
+
+    fn brings(&self, record: &BorrowedMessage<'_>) -> bool {
+        self.number == record.partition() && *self.topic == *record.topic()
+    }
+}
+
+/// A consumer was of no use any more.
+struct GivenUp;
+
+struct First {
+    fresh: Fresh,
+    /// The pattern of the subscription that a copy is for.
+    to: Option<String>,
+    due: Option<SystemTime>,
+}
+
+struct Reader<'a> {
+    group: &'a Arc<Group>,
+    consumer: Arc<BaseConsumer<Member>>,
+    lanes: Vec<Lane>,
+    turn: usize,
+    /// What was read and not put on the shelf yet.
+    fresh: Vec<Fresh>,
+    subscribed: BTreeSet<String>,
+    /// The versions of the subscriptions and the noticed topics that `subscribed` is made of.
+    versions: Option<(u64, u64)>,
+    committed: Instant,
+    /// Since when nobody has wanted anything, with topics still subscribed to and without.
+    deserted: Option<Instant>,
+    idle: Option<Instant>,
+    failed: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn new(group: &'a Arc<Group>, consumer: Arc<BaseConsumer<Member>>) -> Self {
+        Self {
+            group,
+            consumer,
+            lanes: Vec::new(),
+            turn: 0,
+            fresh: Vec::new(),
+            subscribed: BTreeSet::new(),
+            versions: None,
+            committed: Instant::now(),
+            deserted: None,
+            idle: None,
+            failed: false,
+        }
+    }
+
+    fn run(mut self) -> Result<(), GivenUp> {
+        while !self.group.is_stopping() && !self.failed {
+            self.follow_subscriptions();
+            let mut busy = self.poll_consumer();
+            busy |= self.read();
+            busy |= self.hand_over();
+            self.tell_positions();
+            if self.retires() {
+                self.group.stop();
+            } else if !busy {
+                std::thread::park_timeout(self.nap());
+            }
+        }
+        let failed = self.failed;
+        self.finish();
+        if failed { Err(GivenUp) } else { Ok(()) }
+    }
+
+    /// Subscribes to what the subscriptions want.
+    fn follow_subscriptions(&mut self) {
+        let rewound = self.group.shelf.lock().bury(BURIAL);
+        let versions = (
+            self.group.shelf.lock().version(),
+            self.group.known_version(),
+        );
+        if self.versions == Some(versions) {
+            return;
+        }
+        self.versions = Some(versions);
+        let wanted = self.wanted();
+        if !wanted.is_empty() {
+            self.deserted = None;
+        }
+        let joins = wanted != self.subscribed && !wanted.is_empty();
+        self.group.joins(joins);
+        let stays = wanted.is_empty() && !self.subscribed.is_empty() && self.group.kind.commits();
+        if stays && !self.deserted() {
+            self.versions = None;
+        } else if wanted != self.subscribed {
+            let list: Vec<&str> = wanted.iter().map(String::as_str).collect();
+            let subscribed = match list.is_empty() {
+                true => {
+                    if self.tells() {
+                        self.tell_last();
+                    }
+                    self.consumer.unsubscribe();
+                    Ok(())
+                }
+                false => {
+                    // Else the library takes the topics for those that it knew last, and looks again when it is time.
+                    let _ = self.consumer.fetch_metadata(None, LIST_PATIENCE);
+                    self.consumer.subscribe(&list)
+                }
+            };
+            match subscribed {
+                Ok(()) => self.subscribed = wanted,
+                Err(error) => {
+                    tracing::warn!(group = ?self.group.kind, %error, "topics cannot be subscribed to");
+                    self.versions = None;
+                    std::thread::park_timeout(PAUSE);
+                }
+            }
+        }
+        let mut lanes = std::mem::take(&mut self.lanes);
+        for lane in &mut lanes {
+            let before = lane.keys.clone();
+            self.aim(lane);
+            self.begin(lane, &before);
+        }
+        self.lanes = lanes;
+        // Once it is known who gets what comes.
+        for (partition, offset) in rewound {
+            self.read_again(partition, offset);
+        }
+        self.group.follows(versions.0);
+    }
+
+    /// Finds out where those begin who have come to a partition that is read already, and want only what is new. The
+    /// others of a group begin where it is.
+    fn begin(&self, lane: &mut Lane, before: &Targets) {
+        let keys = lane.keys.clone();
+        lane.begins.retain(|(key, _)| keys.contains(key));
+        if self.group.kind != Kind::Private {
+            return;
+        }
+        let new = keys.iter().filter(|key| !before.contains(*key));
+        let skips = |key: &&SubscriptionKey| {
+            let shelf = self.group.shelf.lock();
+            shelf.skips(&lane.topic, &[**key])
+        };
+        let new: Vec<SubscriptionKey> = new.filter(skips).copied().collect();
+        if !new.is_empty() {
+            let end = member::end(&self.consumer, &lane.topic, lane.number).unwrap_or_default();
+            lane.begins.extend(new.into_iter().map(|key| (key, end)));
+        }
+    }
+
+    /// Whether nobody has wanted anything for a moment: it may be the end, and then the members leaves in one go.
+    fn deserted(&mut self) -> bool {
+        let since = *self.deserted.get_or_insert_with(Instant::now);
+        since.elapsed() >= FAREWELL
+    }
+
+    /// Whether nobody has wanted anything for long enough, and nobody may come any more.
+    fn retires(&mut self) -> bool {
+        if !self.subscribed.is_empty() {
+            self.idle = None;
+            return false;
+        }
+        let since = *self.idle.get_or_insert_with(Instant::now);
+        since.elapsed() > IDLE && self.group.shelf.lock().retire()
+    }
+
+    /// The topics and expressions of all subscriptions.
+    fn wanted(&self) -> BTreeSet<String> {
+        let mut wanted = BTreeSet::new();
+        let shelf = self.group.shelf.lock();
+        let all = shelf.subscriptions();
+        for (_, id) in all {
+            wanted.extend(topics(
+                &self.group.kind,
+                &id.pattern,
+                &self.group.settings.rules,
+            ));
+        }
+        drop(shelf);
+        if wanted.is_empty() {
+            return wanted;
+        }
+        if let Kind::Group(group) = &self.group.kind {
+            wanted.insert(names::retries(group));
+        }
+        wanted.extend(self.group.known().1);
+        wanted
+    }
+
+    /// Finds out who may get something of a lane.
+    fn aim(&self, lane: &mut Lane) {
+        let shelf = self.group.shelf.lock();
+        let all = shelf.entitled();
+        let mine = all.filter(|(_, id)| lane.route.may_bring(&id.pattern));
+        lane.targets = mine.map(|(key, id)| (key, id.clone())).collect();
+        lane.keys = lane.targets.iter().map(|(key, _)| *key).collect();
+        let strays = shelf.strays();
+        let Some(first) = lane.first.take() else {
+            return;
+        };
+        // Whoever it was for may have left meanwhile, or have come.
+        let targets = match lane.route {
+            Route::Copies => lane.targets_of(first.to.as_deref(), strays),
+            _ => lane.keys.clone(),
+        };
+        let fresh = Fresh {
+            targets,
+            ..first.fresh
+        };
+        lane.first = Some(First { fresh, ..first });
+    }
+
+    /// Serves what the library has to say, until it has no more. What a partition brought before it had a queue of its own
+    /// comes this way, and must all be here before that queue is read.
+    fn poll_consumer(&mut self) -> bool {
+        let consumer = Arc::clone(&self.consumer);
+        let mut busy = false;
+        self.attend();
+        loop {
+            let before = consumer.context().calls();
+            match consumer.poll(Duration::ZERO) {
+                Some(Ok(record)) => {
+                    self.attend();
+                    self.sort(&record);
+                }
+                Some(Err(error)) => self.complain(&error),
+                None if consumer.context().calls() == before => return busy,
+                None => self.attend(),
+            }
+            busy = true;
+        }
+    }
+
+    /// Receives a record that did not come by the queue of its own partition: it was on its way before there was that
+    /// queue, or the library has undone the split while it began to fetch.
+    fn sort(&mut self, record: &BorrowedMessage<'_>) {
+        let Some(at) = self.lanes.iter().position(|lane| lane.brings(record)) else {
+            return;
+        };
+        match self.lanes.get(at).is_some_and(|lane| lane.first.is_some()) {
+            // It must not be passed, so this one comes again.
+            true => self.seek(at, record.offset()),
+            false => self.receive(at, record),
+        }
+        if let Some(lane) = self.lanes.get_mut(at) {
+            // Dropped first: it takes the wake-up of its successor along.
+            lane.queue = None;
+            lane.queue = split(self.group, &self.consumer, &lane.topic, lane.number);
+        }
+    }
+
+    fn complain(&mut self, error: &KafkaError) {
+        let group = &self.group.kind;
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            tracing::error!(?group, %error, "a consumer is of no use any more and is made anew");
+            self.failed = true;
+            return;
+        }
+        match error.rdkafka_error_code() {
+            // What is acked while nobody can be told of it may be somebody else's by then.
+            Some(Code::AllBrokersDown) => self.group.shelf.lock().interrupt(),
+            Some(code @ (Code::GroupAuthorizationFailed | Code::TopicAuthorizationFailed)) => {
+                self.group.refused(code);
+            }
+            _ => {}
+        }
+        self.group.settings.health.hear_consumer(group, error);
+    }
+
+    /// Opens and closes lanes.
+    fn attend(&mut self) {
+        let (gained, lost) = self.consumer.context().take();
+        if !lost.is_empty() {
+            self.lanes.retain(|lane| !lost.contains(&lane.key));
+            self.fresh.retain(|fresh| !lost.contains(&fresh.partition));
+        }
+        for gained in gained {
+            self.open(gained);
+        }
+    }
+
+    fn open(&mut self, gained: Gained) {
+        let Gained {
+            topic,
+            number,
+            key,
+            end,
+        } = gained;
+        let queue = split(self.group, &self.consumer, &topic, number);
+        let mut lane = Lane {
+            key,
+            route: Route::of(&topic, &self.group.settings.rules),
+            topic,
+            number,
+            targets: Vec::new(),
+            keys: Targets::new(),
+            queue,
+            first: None,
+            end,
+            begins: Vec::new(),
+        };
+        self.aim(&mut lane);
+        self.lanes.push(lane);
+    }
+
+    /// Takes from each partition what there is room for.
+    fn read(&mut self) -> bool {
+        // What could not be told of before is in the way.
+        if self.group.kind.is_early() && !self.fresh.is_empty() {
+            return false;
+        }
+        let rooms: Vec<usize> = {
+            let mut shelf = self.group.shelf.lock();
+            let room = |lane: &Lane| shelf.room(lane.key, &lane.keys);
+            self.lanes.iter().map(room).collect()
+        };
+        let count = self.lanes.len();
+        self.turn = self.turn.wrapping_add(1);
+        let mut busy = false;
+        for step in 0..count {
+            let at = (self.turn + step) % count;
+            let mut room = rooms.get(at).copied().unwrap_or_default().min(TURN);
+            if !self.release(at) {
+                continue;
+            }
+            let Some(lane) = self.lanes.get_mut(at).filter(|_| room > 0) else {
+                continue;
+            };
+            let Some(queue) = lane.queue.take() else {
+                lane.queue = split(self.group, &self.consumer, &lane.topic, lane.number);
+                busy |= lane.queue.is_some();
+                continue;
+            };
+            let key = self.lanes.get(at).map(|lane| lane.key);
+            while room > 0 && self.lanes.get(at).is_some_and(|lane| lane.first.is_none()) {
+                match queue.poll(Duration::ZERO) {
+                    Some(Ok(record)) => {
+                        busy = true;
+                        room -= 1;
+                        if self.lanes.get(at).is_some_and(|lane| lane.brings(&record)) {
+                            self.receive(at, &record);
+                            continue;
+                        }
+                        // A queue whose split was undone is the consumer's own: it brings anything.
+                        self.attend();
+                        self.sort(&record);
+                        return true;
+                    }
+                    Some(Err(error)) => self.complain(&error),
+                    None => break,
+                }
+            }
+            if let Some(lane) = self.lanes.get_mut(at).filter(|lane| Some(lane.key) == key) {
+                lane.queue.get_or_insert(queue);
+            }
+        }
+        busy
+    }
+
+    /// Lets the first record of a lane go, if its time has come; `false` where it still waits.
+    fn release(&mut self, at: usize) -> bool {
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return false;
+        };
+        let Some(first) = &lane.first else {
+            return true;
+        };
+        let now = self.group.settings.clock.wall();
+        let is_due = first.due.is_none_or(|due| due <= now);
+        if !is_due || !has_room(self.group, &first.fresh) {
+            return false;
+        }
+        if let Some(first) = lane.first.take() {
+            self.fresh.push(first.fresh);
+        }
+        true
+    }
+
+    fn receive(&mut self, at: usize, record: &BorrowedMessage<'_>) {
+        let clock = &*self.group.settings.clock;
+        let Some(lane) = self.lanes.get_mut(at) else {
+            return;
+        };
+        let unknown;
+        let (subject, carrier) = match &lane.route {
+            Route::Subject(subject) => (subject, false),
+            Route::Packed(_, subject) | Route::Calls(_, subject) => (subject, true),
+            Route::Copies | Route::Delayed => {
+                // The header says which; a record without it is not ours.
+                unknown = names::subject(&lane.topic);
+                match &unknown {
+                    Some(subject) => (subject, true),
+                    None => return,
+                }
+            }
+            Route::Foreign => return,
+        };
+        let read = wire::read(record, subject, carrier, clock);
+        let targets: Targets = match (&lane.route, &read.to) {
+            (Route::Packed(..), _) => {
+                let subject = read.message.subject();
+                let all = lane.targets.iter();
+                let mine = all.filter(|(_, id)| id.pattern.matches(subject));
+                mine.map(|(key, _)| *key).collect()
+            }
+            (Route::Copies, to) => {
+                let strays = self.group.shelf.lock().strays();
+                lane.targets_of(to.as_deref(), strays)
+            }
+            (Route::Delayed, _) if names::is_delay(read.message.subject().as_str()) => {
+                metrics::counter!("anywire.kafka.delayed_to_nobody").increment(1);
+                tracing::error!(topic = %lane.topic, "an event that waits for its time does not say what it is to; it is dropped");
+                Targets::new()
+            }
+            (Route::Calls(called, _), _) if !called.matches(read.message.subject()) => {
+                Targets::new()
+            }
+            (Route::Calls(..), _)
+                if record.offset() < lane.end && is_over(&read.message, clock.wall()) =>
+            {
+                Targets::new()
+            }
+            _ if lane.begins.is_empty() => lane.keys.clone(),
+            _ => {
+                let early = |key: &&SubscriptionKey| {
+                    let mut begins = lane.begins.iter();
+                    begins.any(|(other, end)| other == *key && record.offset() < *end)
+                };
+                lane.keys
+                    .iter()
+                    .filter(|key| !early(key))
+                    .copied()
+                    .collect()
+            }
+        };
+        let is_stray = matches!(lane.route, Route::Copies)
+            && targets.iter().all(|key| !lane.keys.contains(key));
+        let message = match (is_stray, &read.to) {
+            (true, Some(to)) => addressed(read.message, to),
+            (_, _) => read.message,
+        };
+        let fresh = Fresh {
+            partition: lane.key,
+            offset: record.offset(),
+            targets,
+            message,
+        };
+        let waits = match lane.route {
+            Route::Copies | Route::Delayed => read.due.is_some() || !has_room(self.group, &fresh),
+            _ => false,
+        };
+        if waits {
+            lane.first = Some(First {
+                fresh,
+                to: read.to,
+                due: read.due,
+            });
+        } else {
+            self.fresh.push(fresh);
+        }
+    }
+
+    /// Puts what was read on the shelf. What is settled before it is delivered is told of first.
+    fn hand_over(&mut self) -> bool {
+        if self.fresh.is_empty() {
+            return false;
+        }
+        if self.group.kind.is_early()
+            && !member::commit(&self.consumer, &self.read_to(), CommitMode::Sync)
+        {
+            // Tried again, unless the partition is lost meanwhile.
+            std::thread::park_timeout(PAUSE / 10);
+            return true;
+        }
+        let rewound = self.group.shelf.lock().take_in(&mut self.fresh);
+        for (partition, offset) in rewound {
+            self.read_again(partition, offset);
+        }
+        true
+    }
+
+    fn read_again(&mut self, partition: PartitionKey, offset: i64) {
+        let at = self.lanes.iter().position(|lane| lane.key == partition);
+        let Some(at) = at else {
+            return;
+        };
+        if let Some(lane) = self.lanes.get_mut(at) {
+            lane.first = None;
+        }
+        self.fresh.retain(|fresh| fresh.partition != partition);
+        self.seek(at, offset);
+    }
+
+    /// Goes on with an offset. The library throws away what it has brought of the partition by then.
+    fn seek(&mut self, at: usize, offset: i64) {
+        let Some(lane) = self.lanes.get(at) else {
+            return;
+        };
+        let offset = Offset::Offset(offset);
+        let seek = (self.consumer).seek(&lane.topic, lane.number, offset, Duration::ZERO);
+        if let Err(error) = seek {
+            tracing::error!(group = ?self.group.kind, topic = %lane.topic, %error, "a partition cannot be read again; its consumer is made anew");
+            self.failed = true;
+        }
+    }
+
+    /// How far it was read.
+    fn read_to(&self) -> Vec<Position> {
+        let mut positions: Vec<Position> = Vec::new();
+        for fresh in &self.fresh {
+            let Some(lane) = self.lanes.iter().find(|lane| lane.key == fresh.partition) else {
+                continue;
+            };
+            let offset = fresh.offset + 1;
+            let known = positions
+                .iter_mut()
+                .find(|position| position.number == lane.number && position.topic == lane.topic);
+            match known {
+                Some(position) => position.offset = offset,
+                None => positions.push(Position {
+                    topic: Arc::clone(&lane.topic),
+                    number: lane.number,
+                    offset,
+                }),
+            }
+        }
+        positions
+    }
+
+    /// Whether positions are told as messages are done.
+    fn tells(&self) -> bool {
+        let kind = &self.group.kind;
+        kind.commits() && !kind.is_early()
+    }
+
+    fn tell_positions(&mut self) {
+        let interval = self.group.settings.config.commit_interval;
+        if !self.tells() || self.committed.elapsed() < interval {
+            return;
+        }
+        let positions = self.group.shelf.lock().positions();
+        if !positions.is_empty() {
+            self.committed = Instant::now();
+            if !member::commit(&self.consumer, &positions, CommitMode::Async) {
+                self.group.shelf.lock().tell_all_again();
+            }
+        }
+    }
+
+    /// How long there is nothing to do, unless somebody wakes us.
+    fn nap(&self) -> Duration {
+        let mut nap = match self.deserted {
+            Some(since) if !self.subscribed.is_empty() => FAREWELL
+                .saturating_sub(since.elapsed())
+                .max(Duration::from_millis(1)),
+            _ => NAP,
+        };
+        let now = self.group.settings.clock.wall();
+        for first in self.lanes.iter().filter_map(|lane| lane.first.as_ref()) {
+            // For one that is over there was no room; whoever makes some wakes us.
+            if let Some(due) = first.due.filter(|due| *due > now) {
+                nap = nap.min(
+                    due.duration_since(now)
+                        .unwrap_or_default()
+                        .max(Duration::from_millis(1)),
+                );
+            }
+        }
+        if self.tells() && self.group.shelf.lock().has_moved() {
+            let interval = self.group.settings.config.commit_interval;
+            let left = interval.saturating_sub(self.committed.elapsed());
+            nap = nap.min(left.max(Duration::from_millis(1)));
+        }
+        nap
+    }
+
+    /// Tells the last positions, again where the group is just being put in order, and makes sure of them: nobody waits
+    /// without a limit for a broker that does not answer.
+    fn tell_last(&mut self) {
+        self.group.shelf.lock().tell_all_again();
+        let since = Instant::now();
+        while since.elapsed() < LAST_PATIENCE {
+            let positions = self.group.shelf.lock().positions();
+            member::commit(&self.consumer, &positions, CommitMode::Async);
+            let is_told = positions.is_empty()
+                || self.group.settings.health.is_down()
+                || member::has(&self.consumer, &positions, LAST_ANSWER);
+            if is_told {
+                return;
+            }
+            self.group.shelf.lock().tell_all_again();
+            self.poll_consumer();
+            std::thread::park_timeout(LAST_PAUSE);
+        }
+    }
+
+    /// Tells the last positions and leaves the group.
+    fn finish(mut self) {
+        if self.failed {
+            // Nobody says any more what is lost.
+            self.consumer.context().abandon();
+        } else if self.tells() {
+            self.tell_last();
+        }
+        if self.group.is_stopping() {
+            // Nobody waits for the goodbye.
+            self.group.shelf.lock().close();
+            self.group.told();
+        }
+        self.poll_consumer();
+        if self.consumer.context().owns_nothing() {
+            // A member that has no partitions and is closed does not tell its group, which then waits for it until its
+            // session is over. One that wants nothing any more does tell, when the group is in order.
+            self.consumer.unsubscribe();
+            let since = Instant::now();
+            while since.elapsed() < FAREWELL {
+                std::thread::park_timeout(FAREWELL / 10);
+                self.poll_consumer();
+            }
+        }
+        // The queues hold the consumer, which waits for its group when it is dropped.
+        self.lanes.clear();
+    }
+}
+
+/// Gives a partition a queue of its own.
+fn split(
+    group: &Arc<Group>,
+    consumer: &Arc<BaseConsumer<Member>>,
+    topic: &str,
+    number: i32,
+) -> Option<PartitionQueue<Member>> {
+    let mut queue = consumer.split_partition_queue(topic, number)?;
+    let waker = Arc::clone(group);
+    queue.set_nonempty_callback(move || waker.wake());
+    Some(queue)
+}
+
+/// The topics and expressions of a pattern.
+fn topics(kind: &Kind, pattern: &Pattern, rules: &[Rule]) -> Vec<String> {
+    match kind {
+        Kind::Servers => return names::calls(pattern).into_iter().collect(),
+        Kind::Movers => return vec![names::delays()],
+        Kind::Group(_) | Kind::Fleeting(_) | Kind::Private => {}
+    }
+    let mut wanted = Vec::new();
+    for rule in rules {
+        if let Some(topic) = &rule.topic.topic
+            && rule.pattern.overlaps(pattern)
+        {
+            wanted.push(topic.clone());
+            if rule.pattern.covers(pattern) {
+                return wanted;
+            }
+        }
+    }
+    wanted.extend(names::subscription(pattern));
+    wanted
+}
+
+/// A copy that tells which subscription it is for.
+fn addressed(message: anywire::Message, to: &str) -> anywire::Message {
+    let mut trail = message.trail().cloned();
+    let trail = trail.get_or_insert_with(|| Trail::new(message.subject().clone()));
+    trail.pattern = trail.pattern.take().or(Pattern::parse_any(to).ok());
+    let trail = trail.clone();
+    message.with_trail(trail)
+}
+
+/// Whether those who get a single record have room for it.
+fn has_room(group: &Group, fresh: &Fresh) -> bool {
+    let mut shelf = group.shelf.lock();
+    fresh.targets.is_empty() || shelf.room(fresh.partition, &fresh.targets) > 0
+}
+
+/// Whether a call that was here before us has nobody who waits for it.
+fn is_over(message: &anywire::Message, now: SystemTime) -> bool {
+    let (Some(sent), Some(time)) = (message.timestamp(), message.deadline()) else {
+        return false;
+    };
+    sent + time < now
+}
