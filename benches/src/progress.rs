@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
 
@@ -22,6 +22,20 @@ pub enum Sending {
     InFlight,
     /// A thousand at a time.
     All,
+}
+
+/// Does something so many times, one after the other. Gives how long each took.
+pub async fn one_by_one<F>(count: u64, mut once: impl FnMut() -> F) -> Vec<Duration>
+where
+    F: Future<Output = ()>,
+{
+    let mut samples = Vec::new();
+    for _ in 0..count {
+        let begun = Instant::now();
+        once().await;
+        samples.push(begun.elapsed());
+    }
+    samples
 }
 
 /// Tells the publisher that the consumer has caught up, a thousand at a time, and the bench that all is done.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anywire::{App, Client, Failure, Guarantee, Route, Router, RunningApp};
 use futures::StreamExt;
 
-use crate::progress::{IN_FLIGHT, Progress, Sending, fresh, text};
+use crate::progress::{IN_FLIGHT, Progress, Sending, fresh, one_by_one, text};
 use crate::{Measured, allocated, call};
 
 /// How apps reach a wire.
@@ -107,11 +107,10 @@ impl Wire {
         let mut samples = Vec::new();
         if sending == Sending::OneByOne {
             let text = text(size);
-            for _ in 0..count {
-                let begun = Instant::now();
+            samples = one_by_one(count, || async {
                 client.emit(subject.as_str(), &text).await.expect("emits");
-                samples.push(begun.elapsed());
-            }
+            })
+            .await;
         } else {
             send(&client, &subject, size, count, sending).await;
         }

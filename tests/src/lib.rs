@@ -30,6 +30,9 @@ pub mod running_on_nats {}
 #[doc = include_str!("../../docs/running-on-rabbitmq.md")]
 pub mod running_on_rabbitmq {}
 
+#[doc = include_str!("../../docs/running-on-kafka.md")]
+pub mod running_on_kafka {}
+
 #[doc = include_str!("../../docs/wire.md")]
 pub mod wire {}
 

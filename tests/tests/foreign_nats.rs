@@ -19,15 +19,7 @@ async fn a_foreign_program_takes_part() {
     let stream = format!("anywire-{}", stage.token);
     let sent = json!({ "what": "sent", "stream": stream, "repeated": true });
     assert_eq!(stage.tells().await, sent);
-    let order = Seen {
-        order: "o-1".into(),
-        count: 2,
-        region: "eu".into(),
-        tenant: Some("blue".into()),
-        id: Some("order-1".into()),
-        key: None,
-    };
-    assert_eq!(stage.order().await, order);
+    assert_eq!(stage.order().await, Seen::sample());
     stage.reads().await;
     stage.calls().await;
     assert_eq!(stage.tells().await, json!({ "what": "nobody" }));

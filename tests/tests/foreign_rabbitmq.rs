@@ -17,15 +17,7 @@ async fn a_foreign_program_takes_part() {
     let mut stage = Stage::open(adapter, URL, "rabbitmq_client.py").await;
     assert_eq!(stage.tells().await, json!({ "what": "serves" }));
     assert_eq!(stage.tells().await, json!({ "what": "sent" }));
-    let order = Seen {
-        order: "o-1".into(),
-        count: 2,
-        region: "eu".into(),
-        tenant: Some("blue".into()),
-        id: Some("order-1".into()),
-        key: None,
-    };
-    assert_eq!(stage.order().await, order);
+    assert_eq!(stage.order().await, Seen::sample());
     stage.reads().await;
     stage.calls().await;
     assert_eq!(stage.tells().await, json!({ "what": "nobody" }));

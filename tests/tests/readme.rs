@@ -16,6 +16,7 @@ fn adapters() -> Vec<Box<dyn Adapter>> {
         Box::new(anywire::memory::adapter()),
         Box::new(anywire_nats::adapter()),
         Box::new(anywire_rabbitmq::adapter()),
+        Box::new(anywire_kafka::adapter()),
     ]
 }
 

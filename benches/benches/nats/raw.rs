@@ -11,7 +11,7 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use anywire_benches::progress::{IN_FLIGHT, Progress, Sending, fresh, text};
+use anywire_benches::progress::{IN_FLIGHT, Progress, Sending, fresh, one_by_one, text};
 
 /// The server's address.
 #[derive(Clone)]
@@ -162,11 +162,7 @@ async fn publish(url: String, size: usize, count: u64, sending: Sending) -> Meas
     if sending == Sending::OneByOne {
         let subject = async_nats::Subject::from(format!("{token}.tick"));
         let text = text(size);
-        for _ in 0..count {
-            let begun = Instant::now();
-            send(&context, &subject, &text).await;
-            samples.push(begun.elapsed());
-        }
+        samples = one_by_one(count, || send(&context, &subject, &text)).await;
     } else {
         send_all(&context, &token, size, count).await;
     }

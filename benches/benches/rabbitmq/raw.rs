@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anywire_benches::progress::{IN_FLIGHT, Progress, Sending, fresh, text};
+use anywire_benches::progress::{IN_FLIGHT, Progress, Sending, fresh, one_by_one, text};
 use anywire_benches::{Measured, Raw, allocated, call};
 use futures::StreamExt;
 use lapin::options::{
@@ -142,11 +142,7 @@ async fn publish(url: &str, size: usize, count: u64, sending: Sending) -> Measur
     let mut samples = Vec::new();
     if sending == Sending::OneByOne {
         let text = text(size);
-        for _ in 0..count {
-            let begun = Instant::now();
-            send(&channel, &name, &text).await;
-            samples.push(begun.elapsed());
-        }
+        samples = one_by_one(count, || send(&channel, &name, &text)).await;
     } else {
         send_all(&channel, &name, size, count).await;
     }
