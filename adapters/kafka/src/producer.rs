@@ -19,7 +19,7 @@ use crate::health::Health;
 use crate::window::{Report, Window};
 
 /// A client of the library, until its end. Dropping that waits for it, up to half a second, so a thread of its own does it.
-pub(crate) struct Native(RwLock<Option<ThreadedProducer<Deliveries>>>);
+pub(crate) struct Native(RwLock<Option<Arc<ThreadedProducer<Deliveries>>>>);
 
 impl Native {
     /// Hands a record over. It was not taken where that fails.
@@ -32,25 +32,25 @@ impl Native {
         sent.map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(Code::Unknown))
     }
 
-    /// Asks the brokers. Blocks.
+    /// Asks the brokers. Blocks, and holds nobody up meanwhile.
     pub(crate) fn ask<T>(
         &self,
         question: impl FnOnce(&Client<Deliveries>) -> KafkaResult<T>,
     ) -> KafkaResult<T> {
-        let client = self.0.read();
-        let client = client.as_ref().ok_or(KafkaError::Canceled)?;
+        let client = self.0.read().clone().ok_or(KafkaError::Canceled)?;
         question(client.client())
     }
 
     fn flush(&self, patience: Duration) -> bool {
-        let client = self.0.read();
-        let flushed = client.as_ref().map(|client| client.flush(patience));
+        let client = self.0.read().clone();
+        let flushed = client.map(|client| client.flush(patience));
         flushed.is_some_and(|flushed| flushed.is_ok())
     }
 
-    /// Has all that is under way reported, and ends. Blocks.
+    /// Has all that is under way reported, and ends. Blocks, but nobody who publishes.
     fn end(&self) {
-        if let Some(client) = self.0.write().take() {
+        let client = self.0.write().take();
+        if let Some(client) = client {
             client.purge(PurgeConfig::default().queue().inflight());
         }
     }
@@ -143,7 +143,7 @@ fn make(
     };
     let made = ThreadedProducer::from_config_and_context(client, deliveries);
     let made = made.map_err(|error| errors::from(&error, "making a producer"))?;
-    Ok(Arc::new(Native(RwLock::new(Some(made)))))
+    Ok(Arc::new(Native(RwLock::new(Some(Arc::new(made))))))
 }
 
 /// Hears what became of messages.

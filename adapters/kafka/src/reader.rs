@@ -39,8 +39,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(3);
 const LAST_ANSWER: Duration = Duration::from_millis(500);
 /// How soon they are told again.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
-/// How long what comes for a subscription that has left waits for it, where others of its group are there: longer than an app may take
-/// to leave.
+/// How long what comes for a subscription that has left waits for it, where others of its group stay.
 const BURIAL: Duration = Duration::from_secs(10);
 /// How long a consumer is kept that nobody wants: who comes back soon need not wait for a new one.
 const IDLE: Duration = Duration::from_secs(10);
@@ -476,9 +475,13 @@ impl<'a> Reader<'a> {
         let mut busy = false;
         for step in 0..count {
             let at = (self.turn + step) % count;
-            let mut room = rooms.get(at).copied().unwrap_or_default().min(TURN);
             if !self.release(at) {
                 continue;
+            }
+            let mut room = rooms.get(at).copied().unwrap_or_default().min(TURN);
+            if self.group.kind.is_early() {
+                // What was read meanwhile is for the same windows, and would be lost with us.
+                room = room.saturating_sub(self.fresh.len());
             }
             let Some(lane) = self.lanes.get_mut(at).filter(|_| room > 0) else {
                 continue;
@@ -714,13 +717,10 @@ impl<'a> Reader<'a> {
         };
         let now = self.group.settings.clock.wall();
         for first in self.lanes.iter().filter_map(|lane| lane.first.as_ref()) {
-            // For one that is over there was no room; whoever makes some wakes us.
-            if let Some(due) = first.due.filter(|due| *due > now) {
-                nap = nap.min(
-                    due.duration_since(now)
-                        .unwrap_or_default()
-                        .max(Duration::from_millis(1)),
-                );
+            let left = first.due.and_then(|due| due.duration_since(now).ok());
+            // Where it is over there is no room, and whoever makes some wakes us; or it was over a moment ago.
+            if left.is_some() || has_room(self.group, &first.fresh) {
+                nap = nap.min(left.unwrap_or_default().max(Duration::from_millis(1)));
             }
         }
         if self.tells() && self.group.shelf.lock().has_moved() {

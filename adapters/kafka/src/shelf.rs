@@ -14,6 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::names;
 use crate::watermark::{Ticket, Watermark};
 
 /// The partitions of a consumer, and the subscriptions that share it.
@@ -255,46 +256,49 @@ impl Shelf {
         subscription.wake();
         if subscription.seats.is_empty() {
             subscription.left = Some(Instant::now());
-            self.let_go();
         }
     }
 
-    /// Lets those go who have left, where nobody is there any more: what they had is not done, so the position does not pass it.
-    fn let_go(&mut self) {
-        if !self.keeps || self.subscriptions().next().is_none() {
-            let strays = self.strays;
-            let stays = |key: &SubscriptionKey| strays == Some(*key);
-            self.subscriptions
-                .retain(|key, subscription| stays(key) || subscription.left.is_none());
-        }
-    }
-
-    /// Gives up those who left long ago, though others of their group are there. Gives the partitions that must be read again from
-    /// an offset on, as nobody will ever be done with what those had of them.
+    /// Gives up those who left long ago. Gives the partitions of copies that must be read again from an offset on, as what those
+    /// had of them is for whoever takes the strays. All else that they had is nobody's any more, and done.
     ///
-    /// Not at once: when a whole app leaves, one after the other, what comes meanwhile must not pass for everybody's.
+    /// Not at once, and not while everybody is about to leave: when a whole app goes, one subscription after the other, what
+    /// those had who went first must not pass for handled. Only where there is no position to be kept nobody is waited for.
     pub(crate) fn bury(&mut self, patience: Duration) -> Vec<(PartitionKey, i64)> {
+        let patience = match self.keeps {
+            true if !self.all().any(|(_, subscription)| subscription.is_open()) => {
+                return Vec::new();
+            }
+            true => patience,
+            false => Duration::ZERO,
+        };
         let is_over = |left: &Instant| left.elapsed() >= patience;
-        let subscriptions = self.subscriptions.iter();
-        let over = subscriptions
-            .filter(|(_, subscription)| subscription.left.is_some_and(|left| is_over(&left)));
-        let over: Vec<SubscriptionKey> = over.map(|(key, _)| *key).collect();
-        let mut rewound = Vec::new();
+        let all = self.all();
+        let over = all.filter(|(_, subscription)| subscription.left.as_ref().is_some_and(is_over));
+        let over: Vec<SubscriptionKey> = over.map(|(key, _)| key).collect();
+        let mut rewound: Vec<(PartitionKey, i64)> = Vec::new();
         for key in over {
             self.version += 1;
             let Some(subscription) = self.subscriptions.remove(&key) else {
                 continue;
             };
             tracing::info!(subscription = %subscription.id, left = subscription.ready.len(), "a subscription has left for good");
-            for arrived in &subscription.ready {
+            for arrived in subscription.ready {
                 let at = arrived.partition;
-                let partition = self.partitions.get(&at);
-                let from = partition.and_then(|partition| partition.watermark.position());
-                if let Some(from) = from {
-                    self.rewind(at);
+                let Some(partition) = self.partitions.get_mut(&at) else {
+                    continue;
+                };
+                if !names::is_retry(&partition.topic) {
+                    self.moved |= partition.watermark.done(arrived.ticket);
+                } else if let Some(from) = partition.watermark.position()
+                    && rewound.iter().all(|(other, _)| *other != at)
+                {
                     rewound.push((at, from));
                 }
             }
+        }
+        for (at, _) in &rewound {
+            self.rewind(*at);
         }
         rewound
     }
@@ -868,16 +872,67 @@ mod tests {
         let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
         desk.put(0, &[one, other]);
         desk.shelf.leave(one);
+        for (_, tag) in desk.pull(other) {
+            desk.shelf.settle(other, tag, true).unwrap();
+        }
         assert!(desk.shelf.bury(Duration::from_secs(60)).is_empty());
-        assert_eq!(desk.shelf.bury(Duration::ZERO), [(desk.partition, 0)]);
-        assert!(desk.pull(other).is_empty(), "it comes again");
-        desk.put(0, &[other]);
-        assert_eq!(offsets(&desk.pull(other)), [0]);
-        // The last one takes all along.
+        assert_eq!(desk.position(), Some(0));
+        assert!(desk.shelf.bury(Duration::ZERO).is_empty());
+        assert_eq!(desk.position(), Some(1));
+        assert_eq!(desk.shelf.entitled().count(), 1);
+    }
+
+    #[test]
+    fn who_leaves_last_takes_nothing_for_handled() {
+        let mut desk = Desk::new();
         let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        desk.put(0, &[one, other]);
+        let theirs = desk.pull(other);
+        for seat in [one, other] {
+            desk.shelf.close_seat(seat);
+        }
         desk.shelf.leave(one);
+        assert!(desk.shelf.bury(Duration::ZERO).is_empty());
+        desk.shelf.settle(other, theirs[0].1, true).unwrap();
         desk.shelf.leave(other);
-        assert_eq!(desk.shelf.entitled().count(), 0);
+        assert!(desk.shelf.bury(Duration::ZERO).is_empty());
+        assert_eq!(desk.position(), Some(0));
+    }
+
+    #[test]
+    fn a_copy_for_who_has_left_for_good_comes_again() {
+        let mut desk = Desk::new();
+        let retries = names::retry("group", names::Rung::Now).unwrap();
+        desk.partition = desk.shelf.gain(&retries.into(), 0);
+        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        desk.put(4, &[one]);
+        desk.put(5, &[other]);
+        desk.shelf.leave(one);
+        assert_eq!(desk.shelf.bury(Duration::ZERO), [(desk.partition, 4)]);
+        assert!(desk.pull(other).is_empty(), "it comes again, too");
+        assert_eq!(desk.position(), None);
+    }
+
+    #[test]
+    fn where_no_position_is_kept_who_leaves_holds_nobody_up_at_all() {
+        let mut shelf = Shelf::new(BOUNDS, false, false);
+        let partition = shelf.gain(&"a".into(), 0);
+        let mut desk = Desk { shelf, partition };
+        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let targets = [other.subscription];
+        for offset in 0..4 {
+            desk.put(offset, &[one, other]);
+        }
+        for (_, tag) in desk.pull(other) {
+            desk.shelf.settle(other, tag, true).unwrap();
+        }
+        assert_eq!(desk.shelf.room(partition, &targets), 0);
+        desk.shelf.leave(one);
+        assert!(desk.shelf.bury(Duration::from_secs(60)).is_empty());
+        assert_eq!(desk.shelf.room(partition, &targets), 4);
     }
 
     #[test]

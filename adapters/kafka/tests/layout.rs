@@ -12,12 +12,10 @@ use anywire_conformance::rig::{Seen, sockets, threads, until};
 use anywire_conformance::trials;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use support::{app, native, unique, url};
-use tokio::sync::Mutex;
 
 trials![
     [support::URL] =>
-    fifty_event_handlers_share_one_consumer,
-    fifty_call_handlers_share_one_consumer,
+    fifty_handlers_share_one_consumer,
 ];
 
 /// How many handlers an app has here.
@@ -25,9 +23,6 @@ const HANDLERS: usize = 50;
 /// Of the library for each client: its own, and one for each broker, those of the first contact and the group's among them.
 const THREADS_OF_A_CLIENT: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// One test at a time, as each counts the threads of the whole process.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// The threads and sockets before there is an app.
 struct Before {
@@ -61,8 +56,13 @@ impl Before {
     }
 }
 
-async fn fifty_event_handlers_share_one_consumer() {
-    let _alone = ALONE.lock().await;
+/// One after the other, as each counts the threads of the whole process.
+async fn fifty_handlers_share_one_consumer() {
+    of_events().await;
+    of_calls().await;
+}
+
+async fn of_events() {
     let (name, seen, before) = (unique("shop"), Seen::default(), Before::take());
     let router = (0..HANDLERS).fold(Router::new(), |router, n| {
         router.on_event(&format!("{name}.placed.{n}"), seen.handler())
@@ -86,8 +86,7 @@ async fn fifty_event_handlers_share_one_consumer() {
     before.assert_nothing_is_left().await;
 }
 
-async fn fifty_call_handlers_share_one_consumer() {
-    let _alone = ALONE.lock().await;
+async fn of_calls() {
     let (name, before) = (unique("math"), Before::take());
     let router = (0..HANDLERS).fold(Router::new(), |router, n| {
         router.on_call(&format!("{name}.double.{n}"), |number: u64| double(number))

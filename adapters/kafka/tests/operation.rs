@@ -11,7 +11,7 @@ use anywire_conformance::{BrokerControl as _, trials};
 use futures::future::join_all;
 use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::FutureRecord;
+use rdkafka::producer::{FutureRecord, Producer as _};
 use support::{Server, admin, app, configured, foreign, unique, url, write};
 use tokio::sync::mpsc;
 
@@ -28,6 +28,8 @@ trials![
     a_topic_of_replies_that_was_deleted_is_made_again,
 ];
 
+/// How long the broker may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How soon a change must be seen, so that a test need not wait for the default.
 const SOON: &str = "[transports.main.kafka]\ndiscovery = '200ms'\nsession_timeout = '6s'";
 
@@ -37,7 +39,9 @@ fn configuration() -> String {
 
 async fn create(topic: &str) {
     let new = NewTopic::new(topic, 2, TopicReplication::Fixed(1));
-    let created = admin(&url()).create_topics([&new], &AdminOptions::new());
+    // Kept: the answer to one that was dropped may never come.
+    let admin = admin(&url());
+    let created = admin.create_topics([&new], &AdminOptions::new());
     created.await.unwrap().remove(0).unwrap();
 }
 
@@ -51,10 +55,20 @@ async fn a_partition_that_is_added_is_read() {
     until("the first event", || seen.has_all([0])).await;
 
     let more = NewPartitions::new(&subject, 6);
-    let added = admin(&url());
-    let added = added.create_partitions([&more], &AdminOptions::new());
+    let admin = admin(&url());
+    let added = admin.create_partitions([&more], &AdminOptions::new());
     added.await.unwrap().remove(0).unwrap();
     let foreign = foreign(&url());
+    until("the broker's knowledge of them", || {
+        let known = foreign.client().fetch_metadata(Some(&subject), PATIENCE);
+        known.is_ok_and(|known| {
+            known
+                .topics()
+                .iter()
+                .all(|topic| topic.partitions().len() == 6)
+        })
+    })
+    .await;
     for number in 1..=6_i32 {
         let text = number.to_string();
         let record = FutureRecord::to(&subject).partition(number - 1);

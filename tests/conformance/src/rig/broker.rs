@@ -44,7 +44,7 @@ impl BrokerControl for Broker {
     }
 
     async fn freeze(&self) -> io::Result<()> {
-        self.program.signal(Signal::STOP)
+        self.program.freeze()
     }
 
     async fn thaw(&self) -> io::Result<()> {

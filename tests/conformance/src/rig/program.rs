@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, kill_process_group};
+use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 pub use rustix::process::Signal;
 
@@ -98,6 +98,18 @@ impl Program {
             return Err(io::Error::other("the server does not run"));
         };
         Ok(kill_process_group(Pid::from_child(child), signal)?)
+    }
+
+    /// Stops it where it is, until it is sent [`Signal::CONT`]. Returns when it has stopped.
+    ///
+    /// # Errors
+    /// As [`signal`](Self::signal).
+    pub fn freeze(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)?;
+        if let Some(child) = &*self.child.lock() {
+            waitid(WaitId::Pid(Pid::from_child(child)), WaitIdOptions::STOPPED)?;
+        }
+        Ok(())
     }
 
     /// Sends a signal that ends it, and waits for the end.

@@ -36,13 +36,15 @@ pub fn threads() -> usize {
 pub fn sockets(address: SocketAddr) -> usize {
     const ESTABLISHED: &str = "01";
     let port = format!(":{:04X}", address.port());
-    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap_or_default();
+    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+    let tables = tables.map(|table| std::fs::read_to_string(table).unwrap_or_default());
     let leads_there = |line: &&str| {
         let mut fields = line.split_whitespace().skip(2);
         let remote = fields.next().unwrap_or_default();
         remote.ends_with(&port) && fields.next() == Some(ESTABLISHED)
     };
-    table.lines().filter(leads_there).count()
+    let lines = tables.iter().flat_map(|table| table.lines());
+    lines.filter(leads_there).count()
 }
 
 /// The memory of this process, in bytes; 0 where the system does not tell.

@@ -6,8 +6,12 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// How long a test may take before it counts as failed, so that one that waits for ever does not stop all others.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// A test: its name, and what it does; it fails by a panic.
 pub type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
@@ -67,8 +71,12 @@ fn on_a_runtime(test: fn() -> Pin<Box<dyn Future<Output = ()>>>) -> Result<(), F
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let done = catch_unwind(AssertUnwindSafe(|| runtime.block_on(test())));
-    done.map_err(|panic| Failed::from(text(panic.as_ref())))
+    let limited = || runtime.block_on(async { tokio::time::timeout(LIMIT, test()).await });
+    match catch_unwind(AssertUnwindSafe(limited)) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Failed::from(format!("it has not ended after {LIMIT:?}"))),
+        Err(panic) => Err(Failed::from(text(panic.as_ref()))),
+    }
 }
 
 fn text(panic: &(dyn Any + Send)) -> String {

@@ -44,6 +44,9 @@ pub async fn j02_the_window_is_a_hard_limit(test: &Test) {
     let mut ledger = Ledger::of(&messages);
     let mut held = Vec::new();
     while ledger.missing() > 0 {
+        if held.is_empty() {
+            held.push(subscription.next().await);
+        }
         while let Some(delivery) = subscription.next_within(Duration::from_millis(50)).await {
             held.push(delivery);
             assert!(
@@ -52,10 +55,6 @@ pub async fn j02_the_window_is_a_hard_limit(test: &Test) {
                 held.len()
             );
         }
-        assert!(
-            !held.is_empty(),
-            "nothing arrives though the window is empty"
-        );
         for delivery in held.drain(..held.len().div_ceil(2)) {
             ledger.receive(&delivery.message);
             delivery.ack().await;
