@@ -22,7 +22,8 @@ use crate::errors;
 use crate::health::Health;
 use crate::names;
 use crate::reader;
-use crate::shelf::{Bounds, News, SeatKey, Shelf};
+use crate::shelf::{News, SeatKey, Shelf};
+use crate::subscription::Bounds;
 
 /// Which consumer it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anywire::pattern::publish_subscribe::SubscriptionId;
-use anywire::{Pattern, Subject, Trail};
+use anywire::{Pattern, Trail};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -18,6 +17,7 @@ use rdkafka::topic_partition_list::Offset;
 
 use crate::config::Rule;
 use crate::group::{Group, Kind};
+use crate::lane::{First, Lane, Route};
 use crate::member::{self, Gained, Member};
 use crate::names;
 use crate::shelf::{Fresh, PartitionKey, Position, SubscriptionKey, Targets};
@@ -75,103 +75,8 @@ pub(crate) fn interested(group: &Group, topic: &str) -> Targets {
     mine.map(|(key, _)| key).collect()
 }
 
-/// What a topic carries.
-#[derive(Debug)]
-enum Route {
-    /// One subject.
-    Subject(Subject),
-    /// The subjects of a rule.
-    Packed(Pattern, Subject),
-    /// Copies for single subscriptions.
-    Copies,
-    /// Events whose time has not come.
-    Delayed,
-    /// Calls to a pattern.
-    Calls(Pattern, Subject),
-    /// Nothing of ours.
-    Foreign,
-}
-
-impl Route {
-    fn of(topic: &str, rules: &[Rule]) -> Self {
-        let subject = names::subject(topic);
-        if names::is_retry(topic) {
-            return Self::Copies;
-        }
-        if names::is_delay(topic) {
-            return Self::Delayed;
-        }
-        if let Some(pattern) = names::called(topic) {
-            // A call to a pattern with wildcards says in a header what it is to; one that does not is to nothing that is served.
-            let subject = pattern
-                .as_subject()
-                .or_else(|| names::subject(names::SERVERS));
-            return subject.map_or(Self::Foreign, |subject| Self::Calls(pattern, subject));
-        }
-        let Some(subject) = subject else {
-            return Self::Foreign;
-        };
-        let packed = rules
-            .iter()
-            .find(|rule| rule.topic.topic.as_deref() == Some(topic));
-        match packed {
-            Some(rule) => Self::Packed(rule.pattern.clone(), subject),
-            None => Self::Subject(subject),
-        }
-    }
-
-    fn may_bring(&self, pattern: &Pattern) -> bool {
-        match self {
-            Self::Subject(subject) => pattern.matches(subject),
-            Self::Packed(packed, _) => pattern.overlaps(packed),
-            Self::Calls(called, _) => pattern == called,
-            Self::Copies | Self::Delayed => true,
-            Self::Foreign => false,
-        }
-    }
-}
-
-/// A partition that is read.
-struct Lane {
-    key: PartitionKey,
-    topic: Arc<str>,
-    number: i32,
-    route: Route,
-    /// Those who may get something of it.
-    targets: Vec<(SubscriptionKey, SubscriptionId)>,
-    keys: Targets,
-    queue: Option<PartitionQueue<Member>>,
-    /// The record whose time has not come, or whose subscription has no room; nothing is read past it.
-    first: Option<First>,
-    /// What stands before this was there when the partition became ours.
-    end: i64,
-    /// Where those begin who have come later.
-    begins: Vec<(SubscriptionKey, i64)>,
-}
-
-impl Lane {
-    /// Who gets a copy for the subscription to a pattern.
-    fn targets_of(&self, to: Option<&str>, strays: Option<SubscriptionKey>) -> Targets {
-        let to = to.unwrap_or_default();
-        let mut mine = self.targets.iter();
-        let mine = mine.find(|(_, id)| id.pattern.wildcards() == to);
-        mine.map(|(key, _)| *key).or(strays).into_iter().collect()
-    }
-
-    fn brings(&self, record: &BorrowedMessage<'_>) -> bool {
-        self.number == record.partition() && *self.topic == *record.topic()
-    }
-}
-
 /// A consumer was of no use any more.
 struct GivenUp;
-
-struct First {
-    fresh: Fresh,
-    /// The pattern of the subscription that a copy is for.
-    to: Option<String>,
-    due: Option<SystemTime>,
-}
 
 struct Reader<'a> {
     group: &'a Arc<Group>,

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use anywire::Message;
@@ -15,6 +15,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::names;
+use crate::subscription::{Arrived, Bounds, Held, Seat, Subscription};
 use crate::watermark::{Ticket, Watermark};
 
 /// The partitions of a consumer, and the subscriptions that share it.
@@ -44,13 +45,6 @@ pub(crate) struct Shelf {
     strays: Option<SubscriptionKey>,
 }
 
-/// How much may wait for a subscription.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    pub(crate) count: usize,
-    pub(crate) bytes: usize,
-}
-
 /// Names a subscription of a shelf, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SubscriptionKey(u64);
@@ -67,41 +61,6 @@ struct Partition {
     topic: Arc<str>,
     number: i32,
     watermark: Watermark,
-}
-
-#[derive(Debug)]
-struct Subscription {
-    id: SubscriptionId,
-    /// The topics that were there already when it began with what is new.
-    skips: Option<FxHashSet<String>>,
-    ready: VecDeque<Arrived>,
-    ready_bytes: usize,
-    /// Since when it has had no seat, though others of its group have.
-    left: Option<Instant>,
-    /// Several of one identity share the work.
-    seats: Slab<Seat>,
-}
-
-/// Somebody who pulls.
-#[derive(Debug)]
-struct Seat {
-    window: usize,
-    held: Slab<Held>,
-    waker: Option<Waker>,
-    open: bool,
-}
-
-#[derive(Debug)]
-struct Held {
-    serial: u64,
-    arrived: Arrived,
-}
-
-#[derive(Debug)]
-struct Arrived {
-    message: Message,
-    partition: PartitionKey,
-    ticket: Ticket,
 }
 
 /// A record that was read.
@@ -630,71 +589,6 @@ impl Shelf {
     fn seat(&mut self, key: SeatKey) -> Option<&mut Seat> {
         let subscription = self.subscriptions.get_mut(&key.subscription)?;
         subscription.seats.get_mut(key.seat)
-    }
-}
-
-impl Subscription {
-    fn is_open(&self) -> bool {
-        self.seats.iter().any(|(_, seat)| seat.open)
-    }
-
-    /// What is settled before it is delivered is lost with us: no more of it waits than those who are here will take.
-    fn room(&self, bounds: Bounds, early: bool) -> usize {
-        let open = self.seats.iter().filter(|(_, seat)| seat.open);
-        let windows = open.fold(0, |sum: usize, (_, seat)| sum.saturating_add(seat.window));
-        let count = match early {
-            true => bounds.count.min(windows),
-            false => bounds.count,
-        };
-        match self.ready_bytes < bounds.bytes {
-            true => count.saturating_sub(self.ready.len()),
-            false => 0,
-        }
-    }
-
-    fn wake(&mut self) {
-        for (_, seat) in &mut self.seats {
-            if let Some(waker) = seat.waker.take() {
-                waker.wake();
-            }
-        }
-    }
-
-    /// Puts a delivery back among those that wait, where it was in its partition.
-    fn put_back(&mut self, arrived: Arrived) {
-        self.ready_bytes += arrived.message.byte_len();
-        let is_later =
-            |other: &Arrived| other.partition == arrived.partition && other.ticket > arrived.ticket;
-        let at = self.ready.iter().position(is_later);
-        self.ready.insert(at.unwrap_or(self.ready.len()), arrived);
-    }
-
-    /// Puts back all that is held.
-    fn take_back(&mut self) {
-        let seats = self.seats.iter_mut();
-        let held: Vec<Held> = seats.flat_map(|(_, seat)| seat.held.drain()).collect();
-        for held in held {
-            self.put_back(held.arrived);
-        }
-        self.wake();
-    }
-
-    /// Lets go of everything of a partition.
-    fn forget(&mut self, partition: PartitionKey) {
-        self.ready.retain(|arrived| arrived.partition != partition);
-        self.ready_bytes = self
-            .ready
-            .iter()
-            .map(|arrived| arrived.message.byte_len())
-            .sum();
-        for (_, seat) in &mut self.seats {
-            seat.held
-                .retain(|_, held| held.arrived.partition != partition);
-            // There may be room in its window now.
-            if let Some(waker) = seat.waker.take() {
-                waker.wake();
-            }
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use crate::errors;
-use crate::outlet::{Parcel, Sent, Ticket};
+use crate::parcel::{Parcel, Sent, Ticket};
 use crate::publisher::check_size;
 use crate::transport::Connection;
 use crate::wire::{self, CALL, Origin, Sending};

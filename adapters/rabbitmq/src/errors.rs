@@ -181,6 +181,15 @@ fn is_tls(error: &io::Error) -> bool {
     )
 }
 
+pub(crate) fn too_large(size: usize, most: usize) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!(
+            "the payload has {size} bytes, this RabbitMQ takes {most}; raise max_message_size here and on the broker, or send a reference to it"
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -10,7 +10,8 @@ use anywire::pattern::publish_subscribe::{
 use anywire::{Error, ErrorKind, Message};
 
 use crate::errors;
-use crate::outlet::{self, Outlet, Parcel, Sent, Ticket};
+use crate::outlet::Outlet;
+use crate::parcel::{Parcel, Sent, Ticket};
 use crate::transport::Connection;
 use crate::wire::{self, Sending};
 
@@ -177,7 +178,7 @@ pub(crate) fn check_size(connection: &Connection, message: &Message) -> Result<(
     let most = connection.max_size.load(Ordering::Relaxed);
     match message.payload().len() {
         size if size > most => {
-            Err(outlet::too_large(size, most).with_context("subject", message.subject()))
+            Err(errors::too_large(size, most).with_context("subject", message.subject()))
         }
         _ => Ok(()),
     }

@@ -21,7 +21,7 @@ use crate::calls::REPLY_TO;
 use crate::errors;
 use crate::feed::{self, Active, Fed, Feed, Seat};
 use crate::link::Link;
-use crate::outlet::{Parcel, Sent, Ticket};
+use crate::parcel::{Parcel, Sent, Ticket};
 use crate::publisher::check_size;
 use crate::transport::{Connection, End};
 use crate::wire::{self, Origin, Sending};
