@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anywire::pattern::publish_subscribe::{Received, SubscriptionId};
 use anywire::pattern::request_reply::{
-    CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Requester, Responder,
+    CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Requester, Responder, Unanswered,
 };
-use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
+use anywire::pattern::{Batch, Progress, PullResult, Pulled};
 use anywire::transport::Status;
 use anywire::{Error, ErrorKind, Message, Subject};
 use async_trait::async_trait;
@@ -447,8 +447,7 @@ impl KafkaResponder {
         let intake = Intake::new(Arc::clone(&group), seat);
         let server = Arc::new(Server {
             connection: Arc::clone(connection),
-            window: *window,
-            running: Mutex::default(),
+            unanswered: Unanswered::new(*window),
         });
         group.joined(&[topic], JOIN_PATIENCE).await?;
         Ok(KafkaCalls {
@@ -491,7 +490,7 @@ impl IncomingCalls for KafkaCalls {
         batch: &mut Batch<ReceivedCall>,
     ) -> Poll<PullResult> {
         while batch.is_empty() {
-            let room = self.server.room(cx).min(batch.room());
+            let room = self.server.unanswered.room(cx).min(batch.room());
             if room == 0 {
                 return Poll::Pending;
             }
@@ -527,7 +526,7 @@ fn batch_call(server: &Server, message: Message, batch: &mut Batch<ReceivedCall>
     let clock = &server.connection.settings.clock;
     batch.push(ReceivedCall {
         message,
-        tag: server.begin(),
+        tag: server.unanswered.begin(()),
         deadline: left.map(|left| clock.now() + left),
     });
 }
@@ -542,53 +541,7 @@ fn address(reply_to: Option<&str>) -> Option<Address> {
 #[derive(Debug)]
 struct Server {
     connection: Arc<Connection>,
-    window: usize,
-    running: Mutex<Running>,
-}
-
-/// The calls that are not answered yet.
-#[derive(Debug, Default)]
-struct Running {
-    serials: Slab<u64>,
-    serial: u64,
-    waker: Option<Waker>,
-}
-
-impl Server {
-    /// How many calls may begin; where none may, the task is woken when one ends.
-    fn room(&self, cx: &Context<'_>) -> usize {
-        let mut running = self.running.lock();
-        let room = self.window.saturating_sub(running.serials.len());
-        if room == 0 {
-            running.waker = Some(cx.waker().clone());
-        }
-        room
-    }
-
-    fn begin(&self) -> Tag {
-        let mut running = self.running.lock();
-        running.serial += 1;
-        let serial = running.serial;
-        Tag {
-            slot: running.serials.insert(serial) as u64,
-            epoch: serial,
-        }
-    }
-
-    /// Takes a call off the list; `false` where it is not on it.
-    fn end_call(&self, tag: Tag) -> bool {
-        let mut running = self.running.lock();
-        let slot = usize::try_from(tag.slot).ok();
-        let known = slot.filter(|slot| running.serials.get(*slot) == Some(&tag.epoch));
-        let Some(slot) = known else {
-            return false;
-        };
-        running.serials.remove(slot);
-        if let Some(waker) = running.waker.take() {
-            waker.wake();
-        }
-        true
-    }
+    unanswered: Unanswered,
 }
 
 impl Replier for Server {
@@ -603,8 +556,8 @@ impl Replier for Server {
         let Some(address) = address(reply_to.as_deref()) else {
             return Progress::Done(Err(unanswerable()));
         };
-        if !self.end_call(tag) {
-            return Progress::Done(Err(answered()));
+        if let Err(stale) = self.unanswered.end(tag) {
+            return Progress::Done(Err(stale));
         }
         if let Some(error) = too_large(&connection, &message) {
             return Progress::Done(Err(error));
@@ -646,12 +599,5 @@ fn unanswerable() -> Error {
     Error::new(
         ErrorKind::Denied,
         "the call names an address that no reply may go to; replies go to topics of replies alone",
-    )
-}
-
-fn answered() -> Error {
-    Error::new(
-        ErrorKind::Stale,
-        "the call was answered before; one reply wins",
     )
 }

@@ -40,12 +40,12 @@ pub struct KafkaConfig {
     pub min_insync_replicas: Option<u32>,
     /// How long a message may wait for company before it is sent. Default: not at all; what comes while a request is
     /// under way goes with the next one.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub linger: Duration,
     /// Default: none.
     pub compression: Compression,
     /// How long the library tries to deliver a message. Default: 30 s.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub delivery_timeout: Duration,
     /// The most publishes that wait for their confirmation at once. Default: 16,384.
     pub max_in_flight: usize,
@@ -55,7 +55,7 @@ pub struct KafkaConfig {
     /// Default: 1 MiB less 64 KiB.
     pub max_payload: usize,
     /// How often a group's position is written down while it moves. Default: 100 ms.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub commit_interval: Duration,
     /// How far a partition is read past its first message that is not done, and how much waits here for a subscription.
     /// Default: 4096 messages.
@@ -64,10 +64,10 @@ pub struct KafkaConfig {
     /// Default: 32 MiB.
     pub fetch_bytes: usize,
     /// How soon a topic is seen that somebody else created. Default: 2 s; at most 5 s.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub discovery: Duration,
     /// After how long a silent member of a group has lost its partitions. Default: 15 s.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub session_timeout: Duration,
     /// A name of this instance that stays the same when it starts again: its partitions wait for it meanwhile.
     pub instance_id: Option<String>,
@@ -596,25 +596,6 @@ fn is_encrypted(config: &TransportConfig) -> bool {
 
 fn millis(time: Duration) -> String {
     time.as_millis().to_string()
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    struct Visitor;
-
-    impl serde::de::Visitor<'_> for Visitor {
-        type Value = Duration;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a time, as in \"10s\"")
-        }
-
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
-            humantime::parse_duration(text)
-                .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-        }
-    }
-
-    deserializer.deserialize_str(Visitor)
 }
 
 impl<'de> Deserialize<'de> for Property {

@@ -2,21 +2,19 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use anywire::pattern::request_reply::{
-    CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Requester, Responder,
+    CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Requester, Responder, Unanswered,
 };
-use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
+use anywire::pattern::{Batch, Progress, PullResult, Pulled};
 use anywire::{Error, ErrorKind, Message, Pattern, Subject};
 use async_nats::StatusCode;
 use async_nats::message::OutboundMessage;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 use serde::Deserialize;
-use slab::Slab;
 
 use crate::inflow::Inflow;
 use crate::link::Handed;
@@ -162,8 +160,7 @@ impl NatsResponder {
         let server = Arc::new_cyclic(|this: &Weak<Server>| Server {
             connection: Arc::clone(connection),
             inflow,
-            window: *window,
-            running: Mutex::default(),
+            unanswered: Unanswered::new(*window),
             tie: connection.tie(Weak::clone(this) as Weak<dyn End>),
         });
         // A close that came between the check and the tie ended everybody but us.
@@ -202,7 +199,7 @@ impl IncomingCalls for NatsCalls {
         batch: &mut Batch<ReceivedCall>,
     ) -> Poll<PullResult> {
         while batch.is_empty() {
-            let room = self.server.room(cx).min(batch.room());
+            let room = self.server.unanswered.room(cx).min(batch.room());
             if room == 0 {
                 return Poll::Pending;
             }
@@ -240,7 +237,7 @@ fn batch_call(server: &Server, native: async_nats::Message, batch: &mut Batch<Re
     let left = read.message.deadline();
     batch.push(ReceivedCall {
         message: read.message.with_reply_to(address),
-        tag: server.begin(),
+        tag: server.unanswered.begin(()),
         deadline: left.map(|left| clock.now() + left),
     });
 }
@@ -249,55 +246,11 @@ fn batch_call(server: &Server, native: async_nats::Message, batch: &mut Batch<Re
 struct Server {
     connection: Arc<Connection>,
     inflow: Inflow,
-    window: usize,
-    running: Mutex<Running>,
+    unanswered: Unanswered,
     tie: usize,
 }
 
-/// The calls that are not answered yet.
-#[derive(Default)]
-struct Running {
-    serials: Slab<u64>,
-    serial: u64,
-    waker: Option<Waker>,
-}
-
 impl Server {
-    /// How many calls may begin; where none may, the task is woken when one ends.
-    fn room(&self, cx: &Context<'_>) -> usize {
-        let mut running = self.running.lock();
-        let room = self.window.saturating_sub(running.serials.len());
-        if room == 0 {
-            running.waker = Some(cx.waker().clone());
-        }
-        room
-    }
-
-    fn begin(&self) -> Tag {
-        let mut running = self.running.lock();
-        running.serial += 1;
-        let serial = running.serial;
-        Tag {
-            slot: running.serials.insert(serial) as u64,
-            epoch: serial,
-        }
-    }
-
-    /// Takes a call off the list; `false` where it is not on it.
-    fn end_call(&self, tag: Tag) -> bool {
-        let mut running = self.running.lock();
-        let slot = usize::try_from(tag.slot).ok();
-        let known = slot.filter(|slot| running.serials.get(*slot) == Some(&tag.epoch));
-        let Some(slot) = known else {
-            return false;
-        };
-        running.serials.remove(slot);
-        if let Some(waker) = running.waker.take() {
-            waker.wake();
-        }
-        true
-    }
-
     /// A caller chooses where we publish: only an inbox is one that may be answered.
     fn may_answer(&self, address: &str) -> bool {
         let prefix = &self.connection.config.inbox_prefix;
@@ -337,8 +290,8 @@ impl Replier for Server {
         let Some(address) = reply_to.filter(|address| self.may_answer(address)) else {
             return Progress::Done(Err(unanswerable()));
         };
-        if !self.end_call(tag) {
-            return Progress::Done(Err(answered()));
+        if let Err(stale) = self.unanswered.end(tag) {
+            return Progress::Done(Err(stale));
         }
         if let Some(error) = too_large(connection, &message) {
             return Progress::Done(Err(error));
@@ -384,7 +337,7 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("inflow", &self.inflow)
-            .field("window", &self.window)
+            .field("unanswered", &self.unanswered)
             .finish_non_exhaustive()
     }
 }
@@ -393,12 +346,5 @@ fn unanswerable() -> Error {
     Error::new(
         ErrorKind::Denied,
         "the call names an address that no reply may go to; replies go to inboxes alone",
-    )
-}
-
-fn answered() -> Error {
-    Error::new(
-        ErrorKind::Stale,
-        "the call was answered before; one reply wins",
     )
 }

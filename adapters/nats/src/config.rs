@@ -1,13 +1,12 @@
 //! The `[transports.NAME.nats]` section, and what it and the URL make of a connection.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anywire::config::{Tls, TransportConfig};
 use anywire::{Error, ErrorKind};
 use async_nats::{ConnectOptions, ServerAddr};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 /// The port of a URL that names none.
 const DEFAULT_PORT: u16 = 4222;
@@ -53,10 +52,10 @@ pub struct NatsConfig {
     /// The tags of the servers that hold the streams that we create.
     pub placement_tags: Vec<String>,
     /// How long a stream that we create remembers the ids of messages, to drop repeats. Default: 2 minutes.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub dedup_window: Duration,
     /// How long a delivery stays ours without a sign of life; running handlers give one. Default: 10 s.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub ack_wait: Duration,
     /// Whether each acknowledgement is confirmed by the consumer itself. Default: no; that the server has it is confirmed
     /// either way.
@@ -249,25 +248,6 @@ fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Error {
     let kind = error.kind();
     let path = path.display();
     Error::new(ErrorKind::Config, format!("cannot read {path}: {kind}"))
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    struct Visitor;
-
-    impl serde::de::Visitor<'_> for Visitor {
-        type Value = Duration;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a time, as in \"10s\"")
-        }
-
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
-            humantime::parse_duration(text)
-                .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-        }
-    }
-
-    deserializer.deserialize_str(Visitor)
 }
 
 #[cfg(test)]

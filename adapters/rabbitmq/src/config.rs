@@ -1,6 +1,5 @@
 //! The `[transports.NAME.rabbitmq]` section, and what it and the URL make of a connection.
 
-use std::fmt;
 use std::time::Duration;
 
 use anywire::config::{Endpoint, Tls, TransportConfig};
@@ -10,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{
     AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
 };
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 /// The most bytes of a payload that a broker takes by default: 16 MiB since 4.0.
 const DEFAULT_MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -44,12 +43,12 @@ pub struct RabbitmqConfig {
     /// The priority of our consumers: a queue serves those with a higher one first.
     pub consumer_priority: Option<i32>,
     /// How long a queue that may lose messages is kept while nobody consumes from it. Default: 5 minutes.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub expiry: Duration,
     /// The most messages that such a queue holds; the oldest are dropped. Default: 65,536.
     pub max_length: u32,
     /// How often both ends give a sign of life. Default: 10 s.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "anywire::config::duration")]
     pub heartbeat: Duration,
     /// The most publishes that wait for their confirmation at once. Default: 4096.
     pub publish_window: usize,
@@ -323,25 +322,6 @@ fn argument(value: &toml::Value) -> Option<AMQPValue> {
         | toml::Value::Array(_)
         | toml::Value::Table(_) => None,
     }
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    struct Visitor;
-
-    impl serde::de::Visitor<'_> for Visitor {
-        type Value = Duration;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a time, as in \"10s\"")
-        }
-
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
-            humantime::parse_duration(text)
-                .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-        }
-    }
-
-    deserializer.deserialize_str(Visitor)
 }
 
 #[cfg(test)]

@@ -2,20 +2,18 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use anywire::pattern::request_reply::{
-    CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Responder,
+    CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Responder, Unanswered,
 };
-use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
+use anywire::pattern::{Batch, Progress, PullResult, Pulled};
 use anywire::{Error, ErrorKind, Pattern};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::calls::REPLY_TO;
 use crate::errors;
@@ -61,8 +59,7 @@ impl RabbitmqResponder {
             connection: Arc::clone(connection),
             seat: Arc::clone(feed.seat()),
             pattern: pattern.clone(),
-            window: *window,
-            running: Mutex::default(),
+            unanswered: Unanswered::new(*window),
             tie: connection.tie(Weak::clone(this) as Weak<dyn End>),
         });
         // A close that came between the check and the tie ended everybody but us.
@@ -129,7 +126,7 @@ impl IncomingCalls for RabbitmqCalls {
         batch: &mut Batch<ReceivedCall>,
     ) -> Poll<PullResult> {
         loop {
-            if self.server.room(cx).min(batch.room()) == 0 {
+            if self.server.unanswered.room(cx).min(batch.room()) == 0 {
                 return match batch.is_empty() {
                     true => Poll::Pending,
                     false => Poll::Ready(Ok(Pulled::Some)),
@@ -175,37 +172,12 @@ struct Server {
     connection: Arc<Connection>,
     seat: Arc<Seat>,
     pattern: Pattern,
-    window: usize,
-    running: Mutex<Running>,
+    /// With what tells the caller which of its calls it was.
+    unanswered: Unanswered<Option<ShortString>>,
     tie: usize,
 }
 
-/// The calls that are not answered yet.
-#[derive(Default)]
-struct Running {
-    calls: Slab<Unanswered>,
-    serial: u64,
-    waker: Option<Waker>,
-}
-
-/// A call that is not answered yet.
-struct Unanswered {
-    serial: u64,
-    /// Tells the caller which of its calls it was.
-    correlation: Option<ShortString>,
-}
-
 impl Server {
-    /// How many calls may begin; where none may, the task is woken when one ends.
-    fn room(&self, cx: &Context<'_>) -> usize {
-        let mut running = self.running.lock();
-        let room = self.window.saturating_sub(running.calls.len());
-        if room == 0 {
-            running.waker = Some(cx.waker().clone());
-        }
-        room
-    }
-
     fn take_in(&self, delivery: Delivery, batch: &mut Batch<ReceivedCall>) {
         // Before it runs: nobody else shall run it as well.
         if let Some(channel) = self.seat.channel() {
@@ -232,34 +204,9 @@ impl Server {
         let left = read.message.deadline();
         batch.push(ReceivedCall {
             message: read.message.with_reply_to(address),
-            tag: self.begin(properties.correlation_id().clone()),
+            tag: self.unanswered.begin(properties.correlation_id().clone()),
             deadline: left.map(|left| clock.now() + left),
         });
-    }
-
-    fn begin(&self, correlation: Option<ShortString>) -> Tag {
-        let mut running = self.running.lock();
-        running.serial += 1;
-        let serial = running.serial;
-        Tag {
-            slot: running.calls.insert(Unanswered {
-                serial,
-                correlation,
-            }) as u64,
-            epoch: serial,
-        }
-    }
-
-    /// Takes a call off the list; `None` where it is not on it.
-    fn end_call(&self, tag: Tag) -> Option<Unanswered> {
-        let mut running = self.running.lock();
-        let slot = usize::try_from(tag.slot).ok()?;
-        let known = running.calls.get(slot)?.serial == tag.epoch;
-        let call = known.then(|| running.calls.remove(slot))?;
-        if let Some(waker) = running.waker.take() {
-            waker.wake();
-        }
-        Some(call)
     }
 }
 
@@ -280,8 +227,9 @@ impl Replier for Server {
         let Some(address) = reply_to.filter(|address| may_answer(address)) else {
             return Progress::Done(Err(unanswerable()));
         };
-        let Some(call) = self.end_call(tag) else {
-            return Progress::Done(Err(answered()));
+        let correlation = match self.unanswered.end(tag) {
+            Ok(correlation) => correlation,
+            Err(stale) => return Progress::Done(Err(stale)),
         };
         let sending = Sending {
             is_call: true,
@@ -292,7 +240,7 @@ impl Replier for Server {
             Ok(Parcel {
                 exchange: ShortString::default(),
                 key: wire::short(address.as_str(), "reply address")?,
-                properties: match call.correlation {
+                properties: match correlation {
                     Some(id) => properties.with_correlation_id(id),
                     None => properties,
                 },
@@ -338,7 +286,7 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("pattern", &self.pattern)
-            .field("window", &self.window)
+            .field("unanswered", &self.unanswered)
             .finish_non_exhaustive()
     }
 }
@@ -347,13 +295,6 @@ fn unanswerable() -> Error {
     Error::new(
         ErrorKind::Denied,
         "the call names an address that no reply may go to; replies go by direct reply-to alone",
-    )
-}
-
-fn answered() -> Error {
-    Error::new(
-        ErrorKind::Stale,
-        "the call was answered before; one reply wins",
     )
 }
 

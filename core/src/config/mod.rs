@@ -43,6 +43,29 @@ use crate::{Codec, Error};
 use layer::{Layer, MAIN};
 use origin::Said;
 
+/// Reads a time, as in `"10s"` or `"1m 30s"`: for the section of an adapter, with `#[serde(deserialize_with = ...)]`.
+///
+/// # Errors
+/// Where it is no such text.
+pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    struct Visitor;
+
+    impl serde::de::Visitor<'_> for Visitor {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a time, as in \"10s\"")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Duration, E> {
+            humantime::parse_duration(text)
+                .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+        }
+    }
+
+    deserializer.deserialize_str(Visitor)
+}
+
 /// A configuration, read and checked. Cheap to clone; `Debug` holds no secret.
 ///
 /// It is `Deserialize`, so that it nests in a user's own settings; unknown keys are errors there, too.

@@ -6,6 +6,7 @@
 
 pub mod publish_subscribe;
 pub mod request_reply;
+mod unanswered;
 
 use std::fmt;
 use std::future::Future;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use smol_str::SmolStr;
 
+pub use super::unanswered::Unanswered;
 use super::{Batch, Progress, PullResult, Tag};
 use crate::{Error, Message, Pattern};
 

@@ -70,7 +70,7 @@ impl Harness for Kafka {
     fn patience(&self, stops_the_broker: bool) -> Duration {
         // It starts in four seconds on a quiet machine, a member that joins a group or leaves takes a tenth of a second, and one that
         // could not say goodbye is missed for a session of six.
-        Duration::from_secs(if stops_the_broker { 60 } else { 10 })
+        Duration::from_secs(if stops_the_broker { 60 } else { 20 })
     }
 
     fn broker(&self) -> Option<&dyn BrokerControl> {
