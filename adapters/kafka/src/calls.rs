@@ -19,6 +19,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use slab::Slab;
 use tokio::sync::oneshot;
@@ -29,6 +30,7 @@ use crate::health::Health;
 use crate::intake::Intake;
 use crate::names;
 use crate::publisher::{record, too_large};
+use crate::pulse::{self, Pulse};
 use crate::transport::Connection;
 use crate::window::{Report, Tally};
 use crate::wire::{self, Address, Sending};
@@ -325,21 +327,26 @@ impl Shared {
         topic: &str,
         partition: i32,
     ) -> Result<(), Error> {
-        let ear = Ear(Arc::clone(&self.settings.health));
-        let consumer = BaseConsumer::from_config_and_context(config, ear);
-        let consumer: BaseConsumer<Ear> =
-            consumer.map_err(|error| errors::from(&error, "making a consumer of replies"))?;
-        let end = self.end_of(&consumer, topic, partition)?;
-        let mut list = TopicPartitionList::new();
-        let _ = list.add_partition_offset(topic, partition, Offset::Offset(end));
-        consumer
-            .assign(&list)
-            .map_err(|error| errors::from(&error, "listening for replies"))?;
+        let mut listener = Listener {
+            config: config.clone(),
+            topic: topic.to_owned(),
+            partition,
+            next: 0,
+        };
+        let consumer = self.consumer(&listener)?;
+        listener.next = self.end_of(&consumer, topic, partition)?;
+        listener.assign(&consumer)?;
         let thread = std::thread::Builder::new().name("kafka replies".to_owned());
-        let started = thread.spawn(move || self.hear(&consumer));
+        let started = thread.spawn(move || self.listen(&mut listener, consumer));
         started.map(drop).map_err(|error| {
             Error::new(ErrorKind::Unavailable, "no thread can be started").with_source(error)
         })
+    }
+
+    fn consumer(&self, listener: &Listener) -> Result<BaseConsumer<Ear>, Error> {
+        let ear = Ear(Arc::clone(&self.settings.health));
+        let consumer = BaseConsumer::from_config_and_context(&listener.config, ear);
+        consumer.map_err(|error| errors::from(&error, "making a consumer of replies"))
     }
 
     /// Where a partition ends. That of a topic which was created just now has no leader for a moment.
@@ -363,16 +370,40 @@ impl Shared {
         }
     }
 
-    fn hear(&self, consumer: &BaseConsumer<Ear>) {
-        while !self.stopping.load(Ordering::Acquire) {
-            match consumer.poll(NAP) {
-                Some(Ok(record)) => self.take(&record),
-                Some(Err(error)) => self.settings.health.hear_consumer(&Kind::Private, &error),
-                None => {}
+    /// Hears replies until it is over, with a consumer that is made anew where the library has lost all brokers.
+    fn listen(&self, listener: &mut Listener, mut consumer: BaseConsumer<Ear>) {
+        while self.hear(listener, &consumer) {
+            tracing::warn!(topic = %listener.topic, "the consumer of replies has lost all brokers, though they are there; it is made anew");
+            match self.consumer(listener) {
+                Ok(made) => consumer = made,
+                Err(error) => tracing::error!(%error, "a consumer cannot be made"),
+            }
+            if let Err(error) = listener.assign(&consumer) {
+                tracing::error!(%error, "replies cannot be heard");
             }
         }
         // Who still waits is told by the drop.
         self.pending.lock().clear();
+    }
+
+    /// Hears replies; `true` where the consumer is lost.
+    fn hear(&self, listener: &mut Listener, consumer: &BaseConsumer<Ear>) -> bool {
+        let (health, mut pulse) = (&self.settings.health, Pulse::new());
+        while !self.stopping.load(Ordering::Acquire) {
+            match consumer.poll(NAP) {
+                Some(Ok(record)) => {
+                    listener.next = record.offset() + 1;
+                    self.take(&record);
+                }
+                Some(Err(error)) => health.hear_consumer(&Kind::Private, &error),
+                None => {}
+            }
+            let ask = || consumer.fetch_metadata(Some(&listener.topic), pulse::PATIENCE);
+            if pulse.is_lost(health.is_down(), ask) {
+                return true;
+            }
+        }
+        false
     }
 
     fn take(&self, record: &rdkafka::message::BorrowedMessage<'_>) {
@@ -404,6 +435,25 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// What a consumer of replies is made of.
+struct Listener {
+    config: rdkafka::ClientConfig,
+    topic: String,
+    partition: i32,
+    /// The offset of the next reply.
+    next: i64,
+}
+
+impl Listener {
+    fn assign(&self, consumer: &BaseConsumer<Ear>) -> Result<(), Error> {
+        let mut list = TopicPartitionList::new();
+        let next = Offset::Offset(self.next);
+        let _ = list.add_partition_offset(&self.topic, self.partition, next);
+        let assigned = consumer.assign(&list);
+        assigned.map_err(|error| errors::from(&error, "listening for replies"))
     }
 }
 

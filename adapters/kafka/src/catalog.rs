@@ -21,9 +21,10 @@ use tokio::task::JoinError;
 use crate::config::Rule;
 use crate::errors;
 use crate::group::{Group, Settings};
-use crate::health::Ear;
+use crate::health::{Ear, Health};
 use crate::names;
 use crate::producer::Producer;
+use crate::pulse;
 
 /// How long the brokers may take to list their topics, and how often they are asked. Nothing ends a question early.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -201,6 +202,36 @@ impl Catalog {
             listed.map(|metadata| Seen::of(&metadata))
         });
         listed.await
+    }
+
+    /// Makes the producer anew where it has lost all brokers, though a client that is made just now finds them.
+    pub(crate) async fn revive(&self) {
+        let settings = Arc::clone(&self.settings);
+        let witness = tokio::task::spawn_blocking(move || {
+            let client = settings.config.admin(&settings.transport)?;
+            let ear = Ear(Arc::new(Health::new(&settings.transport.name)));
+            let client = AdminClient::from_config_and_context(&client, ear)
+                .map_err(|error| errors::from(&error, "making a client"))?;
+            let listed = client.inner().fetch_metadata(None, LIST_TIMEOUT);
+            listed
+                .map(drop)
+                .map_err(|error| errors::from(&error, "looking for the brokers"))
+        });
+        if !matches!(witness.await, Ok(Ok(()))) {
+            return;
+        }
+        let producer = self.producer.current();
+        let lost = Arc::clone(&producer);
+        let asked = tokio::task::spawn_blocking(move || {
+            lost.ask(|client| client.fetch_metadata(None, LIST_TIMEOUT).map(drop))
+        });
+        if let Ok(Err(error)) = asked.await
+            && pulse::knows_nobody(&error)
+        {
+            tracing::warn!(transport = %self.settings.transport.name, "the producer has lost all brokers, though they are there");
+            // Where that fails it is tried again after the next look.
+            let _ = self.producer.renew(&producer);
+        }
     }
 
     fn note(&self, seen: Seen) {

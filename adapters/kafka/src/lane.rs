@@ -11,7 +11,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use crate::config::Rule;
 use crate::member::Member;
 use crate::names;
-use crate::shelf::{Fresh, PartitionKey, SubscriptionKey, Targets};
+use crate::shelf::{Fresh, PartitionKey, SubscriptionKey, Targets, addressed};
 
 /// What a topic carries.
 #[derive(Debug)]
@@ -94,6 +94,23 @@ impl Lane {
         let mut mine = self.targets.iter();
         let mine = mine.find(|(_, id)| id.pattern.wildcards() == to);
         mine.map(|(key, _)| *key).or(strays).into_iter().collect()
+    }
+
+    /// Whether a copy is for nobody who is here.
+    pub(crate) fn is_stray(&self, copy: &Fresh) -> bool {
+        let is_here = |key: &SubscriptionKey| self.keys.contains(key);
+        matches!(self.route, Route::Copies) && !copy.targets.iter().any(is_here)
+    }
+
+    /// A stray tells for whom it was.
+    pub(crate) fn address(&self, fresh: Fresh, to: Option<&str>) -> Fresh {
+        match to.filter(|_| self.is_stray(&fresh)) {
+            Some(to) => Fresh {
+                message: addressed(fresh.message, Pattern::parse_any(to).ok()),
+                ..fresh
+            },
+            None => fresh,
+        }
     }
 
     pub(crate) fn brings(&self, record: &BorrowedMessage<'_>) -> bool {

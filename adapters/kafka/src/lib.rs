@@ -13,6 +13,7 @@ mod member;
 mod names;
 mod producer;
 mod publisher;
+mod pulse;
 mod reader;
 mod shelf;
 mod subscriber;

@@ -1,9 +1,12 @@
 //! Publishing: each message to its topic, a batch at a time, confirmed by the brokers.
 
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use anywire::clock::Sleep;
 use anywire::pattern::Progress;
 use anywire::pattern::publish_subscribe::{
     Entry, Guarantee, PublishBatch, Published, Publisher, Receipt, Target,
@@ -50,6 +53,10 @@ impl Publisher for KafkaPublisher {
         match round.advance() {
             // Nothing is waited for that may be lost.
             Stopped::End if round.sent == 0 => Progress::Done(round.conclude()),
+            Stopped::End => {
+                let timer = round.timer();
+                Progress::pending(Confirming::new(round, timer))
+            }
             stopped => Progress::pending(round.finish(stopped)),
         }
     }
@@ -67,6 +74,37 @@ struct Round {
     sent: usize,
     /// What ended without the brokers.
     ended: Vec<(usize, Published)>,
+}
+
+/// A batch that was handed over whole, and waits for its confirmations.
+struct Confirming {
+    round: Option<Round>,
+    timer: Sleep,
+}
+
+impl Confirming {
+    fn new(round: Round, timer: Sleep) -> Self {
+        Self {
+            round: Some(round),
+            timer,
+        }
+    }
+}
+
+impl Future for Confirming {
+    type Output = PublishBatch;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PublishBatch> {
+        let this = &mut *self;
+        let Some(round) = this.round.take() else {
+            unreachable!("polled again after it was ready")
+        };
+        if round.tally.poll(cx).is_pending() && Pin::new(&mut this.timer).poll(cx).is_pending() {
+            this.round = Some(round);
+            return Poll::Pending;
+        }
+        Poll::Ready(round.conclude())
+    }
 }
 
 /// Why handing over has stopped.
@@ -266,12 +304,18 @@ impl Round {
         }
     }
 
+    /// Ends when all must be confirmed.
+    fn timer(&self) -> Sleep {
+        let clock = &self.connection.settings.clock;
+        clock.sleep_until(clock.now() + self.batch.timeout())
+    }
+
     async fn finish(mut self, mut stopped: Stopped) -> PublishBatch {
         let clock = Arc::clone(&self.connection.settings.clock);
         let connection = Arc::clone(&self.connection);
-        let mut timer = clock.sleep_until(clock.now() + self.batch.timeout());
+        let mut timer = self.timer();
         let mut is_first = true;
-        let in_time = loop {
+        while !matches!(stopped, Stopped::End) {
             let waiting = async {
                 match &stopped {
                     Stopped::End | Stopped::GivenUp => unreachable_end(),
@@ -291,12 +335,14 @@ impl Round {
                     }
                 }
             };
-            if matches!(stopped, Stopped::End) {
-                break true;
-            }
             let waited = tokio::select! {
                 waited = waiting => waited,
-                () = &mut timer => break false,
+                () = &mut timer => {
+                    let is_down = self.connection.settings.health.is_down();
+                    let for_a_topic = matches!(stopped, Stopped::Topic(_));
+                    self.refuse_rest(|| not_sent(is_down, for_a_topic));
+                    return self.conclude();
+                }
             };
             is_first &= !matches!(stopped, Stopped::Topic(_));
             if let Err(error) = waited {
@@ -305,17 +351,8 @@ impl Round {
                 self.next += 1;
             }
             stopped = self.advance();
-        };
-        if in_time {
-            tokio::select! {
-                () = std::future::poll_fn(|cx| self.tally.poll(cx)) => {}
-                () = &mut timer => {}
-            }
         }
-        let is_down = self.connection.settings.health.is_down();
-        let for_a_topic = matches!(stopped, Stopped::Topic(_));
-        self.refuse_rest(|| not_sent(is_down, for_a_topic));
-        self.conclude()
+        Confirming::new(self, timer).await
     }
 
     fn bytes_of_next(&self) -> usize {
@@ -409,8 +446,8 @@ impl Round {
                     return Published::Unknown(unconfirmed());
                 };
                 let subject = entry.message.subject();
-                if let Ok(home) = home(&self.connection, subject) {
-                    self.look_after(code, &home.topic);
+                if let Address::Known(topic, _) = self.address(entry) {
+                    self.look_after(code, &topic);
                 }
                 errors::outcome(code, subject, limit)
             }

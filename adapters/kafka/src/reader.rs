@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anywire::{Pattern, Trail};
+use anywire::Pattern;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -20,6 +20,7 @@ use crate::group::{Group, Kind};
 use crate::lane::{First, Lane, Route};
 use crate::member::{self, Gained, Member};
 use crate::names;
+use crate::pulse::{self, Pulse};
 use crate::shelf::{Fresh, PartitionKey, Position, SubscriptionKey, Targets};
 use crate::wire;
 
@@ -39,7 +40,8 @@ const LAST_PATIENCE: Duration = Duration::from_secs(3);
 const LAST_ANSWER: Duration = Duration::from_millis(500);
 /// How soon they are told again.
 const LAST_PAUSE: Duration = Duration::from_millis(50);
-/// How long what comes for a subscription that has left waits for it, where others of its group stay.
+/// How long what comes for a subscription that has left waits for it, where others of its group stay; and how long copies wait
+/// for one that has not come yet, after the consumer has begun.
 const BURIAL: Duration = Duration::from_secs(10);
 /// How long a consumer is kept that nobody wants: who comes back soon need not wait for a new one.
 const IDLE: Duration = Duration::from_secs(10);
@@ -89,9 +91,11 @@ struct Reader<'a> {
     /// The versions of the subscriptions and the noticed topics that `subscribed` is made of.
     versions: Option<(u64, u64)>,
     committed: Instant,
+    born: Instant,
     /// Since when nobody has wanted anything, with topics still subscribed to and without.
     deserted: Option<Instant>,
     idle: Option<Instant>,
+    pulse: Pulse,
     failed: bool,
 }
 
@@ -106,8 +110,10 @@ impl<'a> Reader<'a> {
             subscribed: BTreeSet::new(),
             versions: None,
             committed: Instant::now(),
+            born: Instant::now(),
             deserted: None,
             idle: None,
+            pulse: Pulse::new(),
             failed: false,
         }
     }
@@ -119,6 +125,7 @@ impl<'a> Reader<'a> {
             busy |= self.read();
             busy |= self.hand_over();
             self.tell_positions();
+            self.feel_pulse();
             if self.retires() {
                 self.group.stop();
             } else if !busy {
@@ -132,7 +139,7 @@ impl<'a> Reader<'a> {
 
     /// Subscribes to what the subscriptions want.
     fn follow_subscriptions(&mut self) {
-        let rewound = self.group.shelf.lock().bury(BURIAL);
+        self.group.shelf.lock().bury(BURIAL);
         let versions = (
             self.group.shelf.lock().version(),
             self.group.known_version(),
@@ -182,10 +189,6 @@ impl<'a> Reader<'a> {
             self.begin(lane, &before);
         }
         self.lanes = lanes;
-        // Once it is known who gets what comes.
-        for (partition, offset) in rewound {
-            self.read_again(partition, offset);
-        }
         self.group.follows(versions.0);
     }
 
@@ -424,21 +427,35 @@ impl<'a> Reader<'a> {
 
     /// Lets the first record of a lane go, if its time has come; `false` where it still waits.
     fn release(&mut self, at: usize) -> bool {
-        let Some(lane) = self.lanes.get_mut(at) else {
+        let Some(lane) = self.lanes.get(at) else {
             return false;
         };
         let Some(first) = &lane.first else {
             return true;
         };
-        let now = self.group.settings.clock.wall();
-        let is_due = first.due.is_none_or(|due| due <= now);
-        if !is_due || !has_room(self.group, &first.fresh) {
+        let is_over = self.left(lane, first).is_none();
+        if !is_over || !has_room(self.group, &first.fresh) {
             return false;
         }
-        if let Some(first) = lane.first.take() {
-            self.fresh.push(first.fresh);
+        if let Some(lane) = self.lanes.get_mut(at)
+            && let Some(First { fresh, to, due: _ }) = lane.first.take()
+        {
+            let fresh = lane.address(fresh, to.as_deref());
+            self.fresh.push(fresh);
         }
         true
+    }
+
+    /// How long the first record of a lane still waits for its time, or for a subscription that has not come yet.
+    fn left(&self, lane: &Lane, first: &First) -> Option<Duration> {
+        let now = self.group.settings.clock.wall();
+        let due = first.due.and_then(|due| due.duration_since(now).ok());
+        let patience = match lane.is_stray(&first.fresh) {
+            true => BURIAL.saturating_sub(self.born.elapsed()),
+            false => Duration::ZERO,
+        };
+        let left = due.unwrap_or_default().max(patience);
+        (!left.is_zero()).then_some(left)
     }
 
     fn receive(&mut self, at: usize, record: &BorrowedMessage<'_>) {
@@ -498,20 +515,19 @@ impl<'a> Reader<'a> {
                     .collect()
             }
         };
-        let is_stray = matches!(lane.route, Route::Copies)
-            && targets.iter().all(|key| !lane.keys.contains(key));
-        let message = match (is_stray, &read.to) {
-            (true, Some(to)) => addressed(read.message, to),
-            (_, _) => read.message,
-        };
         let fresh = Fresh {
             partition: lane.key,
             offset: record.offset(),
             targets,
-            message,
+            message: read.message,
         };
+        let is_young = self.born.elapsed() < BURIAL;
         let waits = match lane.route {
-            Route::Copies | Route::Delayed => read.due.is_some() || !has_room(self.group, &fresh),
+            Route::Copies | Route::Delayed => {
+                read.due.is_some()
+                    || !has_room(self.group, &fresh)
+                    || (is_young && lane.is_stray(&fresh))
+            }
             _ => false,
         };
         if waits {
@@ -521,7 +537,7 @@ impl<'a> Reader<'a> {
                 due: read.due,
             });
         } else {
-            self.fresh.push(fresh);
+            self.fresh.push(lane.address(fresh, read.to.as_deref()));
         }
     }
 
@@ -612,6 +628,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn feel_pulse(&mut self) {
+        let topic = self.lanes.first().map(|lane| Arc::clone(&lane.topic));
+        let is_down = self.group.settings.health.is_down();
+        let ask = || (self.consumer).fetch_metadata(topic.as_deref(), pulse::PATIENCE);
+        if self.pulse.is_lost(is_down, ask) {
+            tracing::warn!(group = ?self.group.kind, "a consumer has lost all brokers, though they are there; it is made anew");
+            self.failed = true;
+        }
+    }
+
     /// How long there is nothing to do, unless somebody wakes us.
     fn nap(&self) -> Duration {
         let mut nap = match self.deserted {
@@ -620,9 +646,9 @@ impl<'a> Reader<'a> {
                 .max(Duration::from_millis(1)),
             _ => NAP,
         };
-        let now = self.group.settings.clock.wall();
-        for first in self.lanes.iter().filter_map(|lane| lane.first.as_ref()) {
-            let left = first.due.and_then(|due| due.duration_since(now).ok());
+        for lane in &self.lanes {
+            let Some(first) = &lane.first else { continue };
+            let left = self.left(lane, first);
             // Where it is over there is no room, and whoever makes some wakes us; or it was over a moment ago.
             if left.is_some() || has_room(self.group, &first.fresh) {
                 nap = nap.min(left.unwrap_or_default().max(Duration::from_millis(1)));
@@ -718,15 +744,6 @@ fn topics(kind: &Kind, pattern: &Pattern, rules: &[Rule]) -> Vec<String> {
     }
     wanted.extend(names::subscription(pattern));
     wanted
-}
-
-/// A copy that tells which subscription it is for.
-fn addressed(message: anywire::Message, to: &str) -> anywire::Message {
-    let mut trail = message.trail().cloned();
-    let trail = trail.get_or_insert_with(|| Trail::new(message.subject().clone()));
-    trail.pattern = trail.pattern.take().or(Pattern::parse_any(to).ok());
-    let trail = trail.clone();
-    message.with_trail(trail)
 }
 
 /// Whether those who get a single record have room for it.

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use anywire::Message;
 use anywire::pattern::publish_subscribe::{Received, SubscriptionId};
 use anywire::pattern::{Batch, Tag};
+use anywire::{Message, Pattern, Trail};
 use rustc_hash::{FxHashMap, FxHashSet};
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::names;
 use crate::subscription::{Arrived, Bounds, Held, Seat, Subscription};
 use crate::watermark::{Ticket, Watermark};
 
@@ -218,48 +217,67 @@ impl Shelf {
         }
     }
 
-    /// Gives up those who left long ago. Gives the partitions of copies that must be read again from an offset on, as what those
-    /// had of them is for whoever takes the strays. All else that they had is nobody's any more, and done.
+    /// Gives up those who left long ago: what they had of it is for whoever takes the strays.
     ///
     /// Not at once, and not while everybody is about to leave: when a whole app goes, one subscription after the other, what
-    /// those had who went first must not pass for handled. Only where there is no position to be kept nobody is waited for.
-    pub(crate) fn bury(&mut self, patience: Duration) -> Vec<(PartitionKey, i64)> {
+    /// those had who went first is read again by the next one. Only where there is no position to be kept nobody is waited for.
+    pub(crate) fn bury(&mut self, patience: Duration) {
+        let is_anybody_open = self.all().any(|(_, subscription)| subscription.is_open());
         let patience = match self.keeps {
-            true if !self.all().any(|(_, subscription)| subscription.is_open()) => {
-                return Vec::new();
-            }
+            true if !is_anybody_open => return self.forget_when_they_left(),
             true => patience,
             false => Duration::ZERO,
         };
+        if !self.keeps {
+            self.empty_closed();
+        }
         let is_over = |left: &Instant| left.elapsed() >= patience;
         let all = self.all();
         let over = all.filter(|(_, subscription)| subscription.left.as_ref().is_some_and(is_over));
         let over: Vec<SubscriptionKey> = over.map(|(key, _)| key).collect();
-        let mut rewound: Vec<(PartitionKey, i64)> = Vec::new();
         for key in over {
             self.version += 1;
-            let Some(subscription) = self.subscriptions.remove(&key) else {
+            let Some(Subscription { id, ready, .. }) = self.subscriptions.remove(&key) else {
                 continue;
             };
-            tracing::info!(subscription = %subscription.id, left = subscription.ready.len(), "a subscription has left for good");
-            for arrived in subscription.ready {
-                let at = arrived.partition;
-                let Some(partition) = self.partitions.get_mut(&at) else {
-                    continue;
-                };
-                if !names::is_retry(&partition.topic) {
-                    self.moved |= partition.watermark.done(arrived.ticket);
-                } else if let Some(from) = partition.watermark.position()
-                    && rewound.iter().all(|(other, _)| *other != at)
-                {
-                    rewound.push((at, from));
-                }
+            if self.keeps && !ready.is_empty() {
+                tracing::warn!(subscription = %id, messages = ready.len(), "a subscription has left for good with messages that it had not handled; they become dead letters");
+            }
+            for arrived in ready {
+                self.hand_on(arrived, &id);
             }
         }
-        for (at, _) in &rewound {
-            self.rewind(*at);
+    }
+
+    /// They are waited for from the moment on when somebody is there to wait for them.
+    fn forget_when_they_left(&mut self) {
+        let now = Instant::now();
+        for subscription in self.subscriptions.values_mut() {
+            subscription.left = subscription.left.map(|_| now);
         }
-        rewound
+    }
+
+    /// What nobody will take any more holds nobody up.
+    fn empty_closed(&mut self) {
+        let closed = self.subscriptions.values_mut();
+        let closed = closed.filter(|subscription| !subscription.is_open());
+        for arrived in closed.flat_map(|subscription| std::mem::take(&mut subscription.ready)) {
+            if let Some(partition) = self.partitions.get_mut(&arrived.partition) {
+                self.moved |= partition.watermark.done(arrived.ticket);
+            }
+        }
+    }
+
+    /// Gives what was for a subscription to whoever takes the strays, or counts it as done where nobody does.
+    fn hand_on(&mut self, arrived: Arrived, of: &SubscriptionId) {
+        let strays = self.strays.filter(|_| self.keeps);
+        if let Some(strays) = strays.and_then(|key| self.subscriptions.get_mut(&key)) {
+            let message = addressed(arrived.message, Some(of.pattern.clone()));
+            strays.put_back(Arrived { message, ..arrived });
+            strays.wake();
+        } else if let Some(partition) = self.partitions.get_mut(&arrived.partition) {
+            self.moved |= partition.watermark.done(arrived.ticket);
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = (SubscriptionKey, &Subscription)> {
@@ -270,8 +288,9 @@ impl Shelf {
 
     /// Who gets messages: who has subscribed, and who has left a moment ago.
     pub(crate) fn entitled(&self) -> impl Iterator<Item = (SubscriptionKey, &SubscriptionId)> {
-        self.all()
-            .map(|(key, subscription)| (key, &subscription.id))
+        let all = self.all();
+        let entitled = all.filter(|(_, subscription)| self.keeps || subscription.is_open());
+        entitled.map(|(key, subscription)| (key, &subscription.id))
     }
 
     /// Who has subscribed.
@@ -341,22 +360,18 @@ impl Shelf {
         })
     }
 
-    /// How many messages there is room for at all who would get them; for none where nobody would. Then whoever makes room
-    /// tells the reader.
+    /// How many messages there is room for at all who get them; for none where nobody does. Then whoever makes room tells the
+    /// reader.
     pub(crate) fn room(&mut self, partition: PartitionKey, targets: &[SubscriptionKey]) -> usize {
         let (bounds, early) = (self.bounds, self.early);
         let span = self
             .partitions
             .get(&partition)
             .map_or(bounds.count, |partition| partition.watermark.span());
-        let theirs = || targets.iter().filter_map(|key| self.subscriptions.get(key));
-        let rooms = theirs()
-            .filter(|subscription| subscription.is_open() || subscription.left.is_some())
-            .map(|subscription| subscription.room(bounds, early));
-        let room = match theirs().any(Subscription::is_open) {
-            true => rooms.fold(bounds.count.saturating_sub(span), usize::min),
-            false => 0,
-        };
+        let theirs = targets.iter().filter_map(|key| self.subscriptions.get(key));
+        let rooms = theirs.map(|subscription| subscription.room(bounds, early));
+        let room = rooms.min().unwrap_or_default();
+        let room = room.min(bounds.count.saturating_sub(span));
         self.starved |= room == 0;
         room
     }
@@ -592,6 +607,15 @@ impl Shelf {
     }
 }
 
+/// A message that tells which subscription it is for.
+pub(crate) fn addressed(message: Message, to: Option<Pattern>) -> Message {
+    let mut trail = message.trail().cloned();
+    let trail = trail.get_or_insert_with(|| Trail::new(message.subject().clone()));
+    trail.pattern = trail.pattern.take().or(to);
+    let trail = trail.clone();
+    message.with_trail(trail)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -760,8 +784,9 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_for_good_holds_nobody_up() {
+    fn what_they_had_who_left_for_good_is_for_whoever_takes_the_strays() {
         let mut desk = Desk::new();
+        let strays = desk.shelf.sit_for_strays(&id(">"), 9).unwrap();
         let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
         let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
         desk.put(0, &[one, other]);
@@ -769,11 +794,22 @@ mod tests {
         for (_, tag) in desk.pull(other) {
             desk.shelf.settle(other, tag, true).unwrap();
         }
-        assert!(desk.shelf.bury(Duration::from_secs(60)).is_empty());
-        assert_eq!(desk.position(), Some(0));
-        assert!(desk.shelf.bury(Duration::ZERO).is_empty());
-        assert_eq!(desk.position(), Some(1));
+        desk.shelf.bury(Duration::from_secs(60));
+        assert!(desk.pull(strays).is_empty());
+        desk.shelf.bury(Duration::ZERO);
         assert_eq!(desk.shelf.entitled().count(), 1);
+        assert_eq!(desk.position(), Some(0));
+        let handed_on = desk.pull(strays);
+        assert_eq!(offsets(&handed_on), [0]);
+        desk.shelf.settle(strays, handed_on[0].1, true).unwrap();
+        assert_eq!(desk.position(), Some(1));
+    }
+
+    #[test]
+    fn a_stray_tells_for_whom_it_was() {
+        let message = Message::new(Subject::parse("a").unwrap(), "");
+        let trail = addressed(message, Some(id("*").pattern)).trail().cloned();
+        assert_eq!(trail.unwrap().pattern.unwrap().wildcards(), "*");
     }
 
     #[test]
@@ -787,26 +823,29 @@ mod tests {
             desk.shelf.close_seat(seat);
         }
         desk.shelf.leave(one);
-        assert!(desk.shelf.bury(Duration::ZERO).is_empty());
+        desk.shelf.bury(Duration::ZERO);
         desk.shelf.settle(other, theirs[0].1, true).unwrap();
         desk.shelf.leave(other);
-        assert!(desk.shelf.bury(Duration::ZERO).is_empty());
+        desk.shelf.bury(Duration::ZERO);
         assert_eq!(desk.position(), Some(0));
     }
 
     #[test]
-    fn a_copy_for_who_has_left_for_good_comes_again() {
+    fn nobody_is_waited_for_before_somebody_is_there_to_wait() {
         let mut desk = Desk::new();
-        let retries = names::retry("group", names::Rung::Now).unwrap();
-        desk.partition = desk.shelf.gain(&retries.into(), 0);
+        let patience = Duration::from_secs(60);
         let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
         let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
-        desk.put(4, &[one]);
-        desk.put(5, &[other]);
+        desk.put(0, &[one]);
         desk.shelf.leave(one);
-        assert_eq!(desk.shelf.bury(Duration::ZERO), [(desk.partition, 4)]);
-        assert!(desk.pull(other).is_empty(), "it comes again, too");
-        assert_eq!(desk.position(), None);
+        let key = one.subscription;
+        desk.shelf.subscriptions.get_mut(&key).unwrap().left = Instant::now().checked_sub(patience);
+        desk.shelf.close_seat(other);
+        desk.shelf.bury(patience);
+        desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        desk.shelf.bury(patience);
+        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        assert_eq!(offsets(&desk.pull(one)), [0]);
     }
 
     #[test]
@@ -825,7 +864,7 @@ mod tests {
         }
         assert_eq!(desk.shelf.room(partition, &targets), 0);
         desk.shelf.leave(one);
-        assert!(desk.shelf.bury(Duration::from_secs(60)).is_empty());
+        desk.shelf.bury(Duration::from_secs(60));
         assert_eq!(desk.shelf.room(partition, &targets), 4);
     }
 

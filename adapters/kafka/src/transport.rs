@@ -418,6 +418,15 @@ async fn watch_over(connection: Weak<Connection>) {
         } else {
             RETRY_INTERVAL
         };
+        if looked.is_err() {
+            tokio::select! {
+                () = connection.catalog.revive() => {}
+                closed = status.wait_for(|status| *status == Status::Closed) => {
+                    drop(closed);
+                    return;
+                }
+            }
+        }
         if looked.is_ok() {
             let groups: Vec<_> = connection.groups.lock().values().cloned().collect();
             if !groups.is_empty() {
