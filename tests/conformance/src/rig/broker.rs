@@ -2,12 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::{Program, Signal};
 use crate::BrokerControl;
 use crate::proxy::{Direction, Proxy};
+
+/// How soon a server must stand still.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server's program, and the proxy that clients go through.
 #[derive(Debug)]
@@ -44,7 +48,14 @@ impl BrokerControl for Broker {
     }
 
     async fn freeze(&self) -> io::Result<()> {
-        self.program.freeze()
+        self.program.signal(Signal::STOP)?;
+        // Its threads may run on for a moment.
+        let standstill = async {
+            while !self.program.is_frozen() {
+                tokio::task::yield_now().await;
+            }
+        };
+        Ok(tokio::time::timeout(PATIENCE, standstill).await?)
     }
 
     async fn thaw(&self) -> io::Result<()> {

@@ -4,12 +4,13 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, kill_process_group};
 
 pub use rustix::process::Signal;
 
@@ -100,16 +101,18 @@ impl Program {
         Ok(kill_process_group(Pid::from_child(child), signal)?)
     }
 
-    /// Stops it where it is, until it is sent [`Signal::CONT`]. Returns when it has stopped.
-    ///
-    /// # Errors
-    /// As [`signal`](Self::signal).
-    pub fn freeze(&self) -> io::Result<()> {
-        self.signal(Signal::STOP)?;
-        if let Some(child) = &*self.child.lock() {
-            waitid(WaitId::Pid(Pid::from_child(child)), WaitIdOptions::STOPPED)?;
-        }
-        Ok(())
+    /// Whether all of its processes stand still, after [`Signal::STOP`]. `true` where it does not run.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let child = self.child.lock();
+        let Some(group) = child.as_ref().map(Child::id) else {
+            return true;
+        };
+        let group = group.to_string();
+        folders("/proc".as_ref())
+            .filter(|process| field(process, 2).as_ref() == Some(&group))
+            .flat_map(|process| folders(&process.join("task")))
+            .all(|thread| field(&thread, 0).is_none_or(|state| matches!(&*state, "T" | "Z")))
     }
 
     /// Sends a signal that ends it, and waits for the end.
@@ -121,6 +124,18 @@ impl Program {
         let child = self.child.lock().take();
         child.map_or(Ok(()), |mut child| child.wait().map(drop))
     }
+}
+
+fn folders(of: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(of).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
+}
+
+/// A field of a process or thread: state, parent, group and so on. Before them stands a name in brackets, which may hold anything.
+fn field(of: &Path, number: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(of.join("stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(number).map(str::to_owned)
 }
 
 impl fmt::Debug for Program {

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-/// How long a test may take before it counts as failed, so that one that waits for ever does not stop all others.
+/// How long a test may take before it counts as failed, so that one that awaits in vain does not stop all others.
 const LIMIT: Duration = Duration::from_secs(300);
+/// How long what it has left behind may take to end.
+const LEAVE: Duration = Duration::from_secs(10);
 
 /// A test: its name, and what it does; it fails by a panic.
 pub type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
@@ -72,7 +74,10 @@ fn on_a_runtime(test: fn() -> Pin<Box<dyn Future<Output = ()>>>) -> Result<(), F
         .enable_all()
         .build()?;
     let limited = || runtime.block_on(async { tokio::time::timeout(LIMIT, test()).await });
-    match catch_unwind(AssertUnwindSafe(limited)) {
+    let ended = catch_unwind(AssertUnwindSafe(limited));
+    // What still blocks a thread of it must not stop the others.
+    runtime.shutdown_timeout(LEAVE);
+    match ended {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Failed::from(format!("it has not ended after {LIMIT:?}"))),
         Err(panic) => Err(Failed::from(text(panic.as_ref()))),
