@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures::future::{BoxFuture, Either};
+use futures::future::BoxFuture;
 use tokio::task::coop::consume_budget;
 
 use super::{Client, ClientCore};
@@ -173,7 +173,7 @@ impl fmt::Debug for Emit<'_> {
     }
 }
 
-/// The publishing of one event. Allocates nothing where the transport takes the message at once.
+/// The publishing of one event. Allocates nothing of its own, unless it has to be tried again.
 pub struct EmitFuture<'a>(State<'a>);
 
 #[allow(
@@ -182,28 +182,78 @@ pub struct EmitFuture<'a>(State<'a>);
 )]
 enum State<'a> {
     Start(Emit<'a>),
-    Waiting(BoxFuture<'static, Result<Receipt, Error>>),
+    Publishing(Publishing<'a>),
+    Again(BoxFuture<'static, Result<Receipt, Error>>),
     Over,
+}
+
+/// The first try, while the transport has it.
+struct Publishing<'a> {
+    future: BoxFuture<'static, PublishBatch>,
+    attempt: Attempt<'a>,
+    deadline: Instant,
+}
+
+/// What is needed to judge a try, and to make another one.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    core: &'a Arc<ClientCore>,
+    publisher: &'a Arc<dyn Publisher>,
+    job: Job,
+}
+
+impl<'a> Attempt<'a> {
+    /// What comes after a try.
+    fn follow(self, batch: PublishBatch, deadline: impl FnOnce() -> Instant) -> Step<'a> {
+        match self.job.judge(self.core, batch) {
+            Judged::Over(result) => Step::Over(result),
+            Judged::Again(entry, error) => {
+                let (core, publisher) = (Arc::clone(self.core), Arc::clone(self.publisher));
+                let again = self.job.again(core, publisher, entry, error, deadline());
+                Step::Waits(State::Again(Box::pin(again)))
+            }
+        }
+    }
+}
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives for a moment, and boxing it is an allocation for each event"
+)]
+enum Step<'a> {
+    Over(Result<Receipt, Error>),
+    Waits(State<'a>),
 }
 
 impl Future for EmitFuture<'_> {
     type Output = Result<Receipt, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Start(_) = self.0 {
-            // Where the transport takes everything at once, the task would never let another one run.
-            ready!(pin!(consume_budget()).poll(cx));
-            let State::Start(emit) = std::mem::replace(&mut self.0, State::Over) else {
-                unreachable!()
+        loop {
+            let step = match &mut self.0 {
+                State::Start(_) => {
+                    // Where the transport takes everything at once, the task would never let another one run.
+                    ready!(pin!(consume_budget()).poll(cx));
+                    let State::Start(emit) = std::mem::replace(&mut self.0, State::Over) else {
+                        unreachable!()
+                    };
+                    emit.begin()
+                }
+                State::Publishing(publishing) => {
+                    let batch = ready!(publishing.future.as_mut().poll(cx));
+                    let deadline = publishing.deadline;
+                    publishing.attempt.follow(batch, || deadline)
+                }
+                State::Again(again) => Step::Over(ready!(again.as_mut().poll(cx))),
+                State::Over => unreachable!("polled again after it was ready"),
             };
-            match emit.begin() {
-                Begun::Over(result) => return Poll::Ready(result),
-                Begun::Waiting(future) => self.0 = State::Waiting(future),
+            match step {
+                Step::Waits(state) => self.0 = state,
+                Step::Over(result) => {
+                    self.0 = State::Over;
+                    return Poll::Ready(result);
+                }
             }
-        }
-        match &mut self.0 {
-            State::Waiting(future) => future.as_mut().poll(cx),
-            State::Start(_) | State::Over => unreachable!("polled again after it was ready"),
         }
     }
 }
@@ -214,13 +264,8 @@ impl fmt::Debug for EmitFuture<'_> {
     }
 }
 
-enum Begun {
-    Over(Result<Receipt, Error>),
-    Waiting(BoxFuture<'static, Result<Receipt, Error>>),
-}
-
-impl Emit<'_> {
-    fn begin(self) -> Begun {
+impl<'a> Emit<'a> {
+    fn begin(self) -> Step<'a> {
         let core = self.client.core();
         let Options {
             guarantee,
@@ -232,41 +277,33 @@ impl Emit<'_> {
             .and_then(|message| core.check_open().map(|()| message))
         {
             Ok(message) => message,
-            Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
+            Err(error) => return Step::Over(Err(error.with_operation("emit"))),
         };
         let route = core.wires.route(message.subject());
         let wire = core.wires.wire(route);
         let guarantee = match route.guarantee(guarantee) {
             Ok(guarantee) => guarantee,
-            Err(error) => return Begun::Over(Err(error.with_operation("emit"))),
+            Err(error) => return Step::Over(Err(error.with_operation("emit"))),
         };
         let (entry, fresh) = prepare(self.client, message, guarantee);
-        let job = Job {
-            fresh,
-            unrouted: unrouted.unwrap_or(route.unrouted),
-        };
         let publishing = wire.publisher.publish(PublishBatch::single(entry, timeout));
-        let publishing = match publishing {
-            Progress::Done(batch) => match job.judge(core, batch) {
-                Judged::Over(result) => return Begun::Over(result),
-                again @ Judged::Again(..) => Either::Left(again),
+        let attempt = Attempt {
+            core,
+            publisher: &wire.publisher,
+            job: Job {
+                fresh,
+                unrouted: unrouted.unwrap_or(route.unrouted),
             },
-            Progress::Pending(future) => Either::Right(future),
         };
-        let deadline = after(core.clock.now(), timeout);
-        let (core, publisher) = (Arc::clone(core), Arc::clone(&wire.publisher));
-        Begun::Waiting(Box::pin(async move {
-            let judged = match publishing {
-                Either::Left(again) => again,
-                Either::Right(future) => job.judge(&core, future.await),
-            };
-            match judged {
-                Judged::Over(result) => result,
-                Judged::Again(entry, error) => {
-                    job.again(core, publisher, entry, error, deadline).await
-                }
-            }
-        }))
+        let deadline = || after(core.clock.now(), timeout);
+        match publishing {
+            Progress::Done(batch) => attempt.follow(batch, deadline),
+            Progress::Pending(future) => Step::Waits(State::Publishing(Publishing {
+                future,
+                attempt,
+                deadline: deadline(),
+            })),
+        }
     }
 }
 
