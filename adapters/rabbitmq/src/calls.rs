@@ -205,14 +205,14 @@ async fn call(
         payload: message.payload().clone(),
         mandatory: true,
     };
-    let ticket = Arc::new(Ticket::default());
+    let ticket = Arc::new(Ticket::new(1));
     let sent = connection.calls.send(parcel, &ticket, 0).await;
     sent.map_err(|sent| not_sent(sent, message.subject()))?;
     let reply = tokio::select! {
         biased;
         reply = &mut call.reply => reply,
         () = ticket.settled() => {
-            for (_, sent) in ticket.take() {
+            for sent in ticket.take().into_iter().flatten() {
                 if !matches!(sent, Sent::Confirmed) {
                     return Err(not_sent(sent, message.subject()));
                 }

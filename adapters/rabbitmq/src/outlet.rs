@@ -65,6 +65,27 @@ impl Outlet {
         }
     }
 
+    /// Hands a message over, if nothing has to be waited for; its fate is told to `ticket`. `None` where something has.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub(crate) fn try_send(
+        &self,
+        parcel: Parcel,
+        ticket: &Arc<Ticket>,
+        index: usize,
+    ) -> Option<Result<(), Sent>> {
+        if let Some(error) = self.refusals.find(parcel.route()) {
+            return Some(Err(Sent::Refused(error)));
+        }
+        let lane = self
+            .current()
+            .filter(|lane| parcel.exchange.as_str() != self.setup.exchange || lane.has_exchange());
+        let lane = lane.filter(|_| !self.link.is_blocked())?;
+        let room = self.room_now(parcel.payload.len())?;
+        lane.launch(parcel, room, ticket, index).ok().map(Ok)
+    }
+
     /// Hands a message over as soon as there is room and a connection; its fate is told to `ticket`.
     ///
     /// # Errors
@@ -131,17 +152,30 @@ impl Outlet {
         drop(self.count.acquire_many(all).await);
     }
 
+    fn room_now(&self, payload: usize) -> Option<Room> {
+        let count = Arc::clone(&self.count).try_acquire_owned().ok()?;
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(self.weight(payload));
+        Some(Room {
+            _count: count,
+            _bytes: bytes.ok()?,
+        })
+    }
+
     async fn room(&self, payload: usize) -> Result<Room, Sent> {
         let closed = |_| Sent::Refused(errors::closed());
-        let size = (payload + OVERHEAD).min(self.setup.window_bytes);
-        let size = u32::try_from(size).unwrap_or(u32::MAX);
         let count = Arc::clone(&self.count).acquire_owned();
         let count = count.await.map_err(closed)?;
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(size);
+        let bytes = Arc::clone(&self.bytes).acquire_many_owned(self.weight(payload));
         Ok(Room {
             _count: count,
             _bytes: bytes.await.map_err(closed)?,
         })
+    }
+
+    /// What a payload takes of the window of bytes; one that is over it goes alone.
+    fn weight(&self, payload: usize) -> u32 {
+        let size = (payload + OVERHEAD).min(self.setup.window_bytes);
+        u32::try_from(size).unwrap_or(u32::MAX)
     }
 
     /// The channel, opened where there is none.

@@ -1,7 +1,7 @@
 //! Messages as they leave us, and what becomes of them.
 
 use std::hash::{Hash, Hasher};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use anywire::Error;
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use lapin::BasicProperties;
 use lapin::types::ShortString;
 use parking_lot::Mutex;
 use rustc_hash::FxHasher;
+use smallvec::SmallVec;
 
 /// A message as it leaves us.
 #[derive(Debug)]
@@ -43,19 +44,31 @@ pub(crate) enum Sent {
 }
 
 /// Messages that are sent together, and what became of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ticket {
     state: Mutex<TicketState>,
     waker: AtomicWaker,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct TicketState {
-    sent: Vec<(usize, Sent)>,
+    fates: Fates,
     open: usize,
 }
 
+/// What is known about messages, in their order.
+pub(crate) type Fates = SmallVec<[Option<Sent>; 1]>;
+
 impl Ticket {
+    /// A ticket for so many messages.
+    pub(crate) fn new(count: usize) -> Self {
+        let fates = std::iter::repeat_with(|| None).take(count).collect();
+        Self {
+            state: Mutex::new(TicketState { fates, open: 0 }),
+            waker: AtomicWaker::new(),
+        }
+    }
+
     /// One more was handed over.
     pub(crate) fn open(&self) {
         self.state.lock().open += 1;
@@ -65,7 +78,7 @@ impl Ticket {
     pub(crate) fn end(&self, index: usize, sent: Sent) {
         let mut state = self.state.lock();
         state.open -= 1;
-        state.sent.push((index, sent));
+        state.note(index, sent);
         let last = state.open == 0;
         drop(state);
         if last {
@@ -73,21 +86,39 @@ impl Ticket {
         }
     }
 
-    /// Waits until the fate of all that were handed over is known.
-    pub(crate) async fn settled(&self) {
-        std::future::poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            match self.state.lock().open {
-                0 => Poll::Ready(()),
-                _ => Poll::Pending,
-            }
-        })
-        .await;
+    /// One was not handed over, and that is its fate.
+    pub(crate) fn note(&self, index: usize, sent: Sent) {
+        self.state.lock().note(index, sent);
     }
 
-    /// What is known: index and fate, in no order.
-    pub(crate) fn take(&self) -> Vec<(usize, Sent)> {
-        std::mem::take(&mut self.state.lock().sent)
+    /// Whether the fate of all that were handed over is known.
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.state.lock().open == 0 {
+            return Poll::Ready(());
+        }
+        self.waker.register(cx.waker());
+        match self.state.lock().open {
+            0 => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Waits until the fate of all that were handed over is known.
+    pub(crate) async fn settled(&self) {
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// What is known by now.
+    pub(crate) fn take(&self) -> Fates {
+        std::mem::take(&mut self.state.lock().fates)
+    }
+}
+
+impl TicketState {
+    fn note(&mut self, index: usize, sent: Sent) {
+        if let Some(fate) = self.fates.get_mut(index) {
+            *fate = Some(sent);
+        }
     }
 }
 

@@ -1,8 +1,13 @@
 //! Publishing: to the exchange, to the queue of one subscription, and for later.
 
+use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use anywire::clock::Sleep;
 use anywire::pattern::Progress;
 use anywire::pattern::publish_subscribe::{
     Entry, Guarantee, PublishBatch, Published, Publisher, Receipt, Target, no_route,
@@ -36,39 +41,106 @@ impl Publisher for RabbitmqPublisher {
         if batch.is_empty() {
             return Progress::Done(batch);
         }
-        Progress::pending(publish(Arc::clone(&self.connection), batch))
+        let mut round = Round::new(&self.connection, batch);
+        match round.advance() {
+            true => Progress::pending(Confirming { round: Some(round) }),
+            false => Progress::pending(round.finish()),
+        }
     }
 }
 
-async fn publish(connection: Arc<Connection>, mut batch: PublishBatch) -> PublishBatch {
-    let deadline = connection.clock.now() + batch.timeout();
-    let mut timer = connection.clock.sleep_until(deadline);
-    let ticket = Arc::new(Ticket::default());
-    // What is known about each entry, in their order.
-    let mut known: Vec<Option<Sent>> = Vec::with_capacity(batch.len());
-    let sending = async {
-        for (index, entry) in batch.entries().iter().enumerate() {
-            // An entry that was not handed over has its fate already.
-            known.push(hand_over(&connection, entry, &ticket, index).await.err());
+/// A batch on its way.
+struct Round {
+    connection: Arc<Connection>,
+    batch: PublishBatch,
+    ticket: Arc<Ticket>,
+    /// The next entry to be handed over.
+    next: usize,
+    timer: Sleep,
+}
+
+impl Round {
+    fn new(connection: &Arc<Connection>, batch: PublishBatch) -> Self {
+        let clock = &connection.clock;
+        Self {
+            timer: clock.sleep_until(clock.now() + batch.timeout()),
+            ticket: Arc::new(Ticket::new(batch.len())),
+            connection: Arc::clone(connection),
+            batch,
+            next: 0,
         }
-        ticket.settled().await;
-    };
-    tokio::select! {
-        () = sending => {}
-        () = &mut timer => {}
     }
-    for (index, sent) in ticket.take() {
-        if let Some(entry) = known.get_mut(index) {
-            *entry = Some(sent);
+
+    /// Hands over what can be handed over at once; `false` where something has to be waited for.
+    fn advance(&mut self) -> bool {
+        while let Some(entry) = self.batch.entries().get(self.next) {
+            let handed = match prepare_now(&self.connection, entry) {
+                Ok(Some((outlet, parcel))) => {
+                    match outlet.try_send(parcel, &self.ticket, self.next) {
+                        Some(handed) => handed,
+                        None => return false,
+                    }
+                }
+                Ok(None) => return false,
+                Err(error) => Err(Sent::Refused(error)),
+            };
+            self.note(handed);
         }
+        true
     }
-    for (index, sent) in known.into_iter().enumerate() {
-        let outcome = outcome(&connection, &batch.entries()[index], sent);
-        batch.record(outcome);
+
+    /// An entry that was not handed over has its fate already.
+    fn note(&mut self, handed: Result<(), Sent>) {
+        if let Err(sent) = handed {
+            self.ticket.note(self.next, sent);
+        }
+        self.next += 1;
     }
-    // What was not sent by the deadline never will be.
-    batch.record_rest(|| Published::Rejected(connection.outlet.waits_for()));
-    batch
+
+    async fn finish(mut self) -> PublishBatch {
+        while let Some(entry) = self.batch.entries().get(self.next) {
+            let handed = tokio::select! {
+                biased;
+                handed = hand_over(&self.connection, entry, &self.ticket, self.next) => handed,
+                () = &mut self.timer => return self.conclude(),
+            };
+            self.note(handed);
+        }
+        Confirming { round: Some(self) }.await
+    }
+
+    /// Records the outcomes.
+    fn conclude(mut self) -> PublishBatch {
+        let fates = self.ticket.take();
+        for (index, sent) in fates.into_iter().enumerate().take(self.next) {
+            let outcome = outcome(&self.connection, &self.batch.entries()[index], sent);
+            self.batch.record(outcome);
+        }
+        // What was not sent by the deadline never will be.
+        self.batch
+            .record_rest(|| Published::Rejected(self.connection.outlet.waits_for()));
+        self.batch
+    }
+}
+
+/// A batch that was handed over whole, and waits for its confirmations.
+struct Confirming {
+    round: Option<Round>,
+}
+
+impl Future for Confirming {
+    type Output = PublishBatch;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PublishBatch> {
+        let Some(mut round) = self.round.take() else {
+            unreachable!("polled again after it was ready")
+        };
+        if round.ticket.poll(cx).is_pending() && Pin::new(&mut round.timer).poll(cx).is_pending() {
+            self.round = Some(round);
+            return Poll::Pending;
+        }
+        Poll::Ready(round.conclude())
+    }
 }
 
 /// Hands an entry to its channel.
@@ -96,47 +168,90 @@ async fn hand_over(
     }
 }
 
+/// An entry as it leaves us; `None` where a queue or an exchange must be there first.
+///
+/// # Errors
+/// Why it cannot be sent.
+fn prepare_now<'a>(
+    connection: &'a Connection,
+    entry: &Entry,
+) -> Result<Option<(&'a Outlet, Parcel)>, Error> {
+    let names = &connection.topology.names;
+    if delay(connection, entry).is_some() {
+        return Ok(None);
+    }
+    let (exchange, key) = match &entry.target {
+        Target::Subject => (
+            names.exchange(),
+            Cow::Borrowed(entry.message.subject().as_str()),
+        ),
+        Target::Subscription(subscription) => ("", Cow::Owned(names.subscription(subscription))),
+    };
+    parcel(connection, entry, exchange, &key, false).map(Some)
+}
+
 async fn prepare<'a>(
     connection: &'a Connection,
     entry: &Entry,
 ) -> Result<(&'a Outlet, Parcel), Error> {
+    if let Some(prepared) = prepare_now(connection, entry)? {
+        return Ok(prepared);
+    }
+    check_size(connection, &entry.message)?;
+    let delay = delay(connection, entry).unwrap_or_default();
+    let topology = &connection.topology;
+    match &entry.target {
+        Target::Subject => {
+            let declaring = topology.ensure_delay(&connection.main, delay);
+            let exchange = connection.main.while_live(declaring).await?;
+            parcel(
+                connection,
+                entry,
+                &exchange,
+                entry.message.subject().as_str(),
+                true,
+            )
+        }
+        Target::Subscription(subscription) => {
+            let queue = topology.names.subscription(subscription);
+            let waiting = topology.ensure_delay_for(&connection.main, &queue, delay);
+            let queue = connection.main.while_live(waiting).await?;
+            parcel(connection, entry, "", &queue, true)
+        }
+    }
+}
+
+/// How long an entry waits for its time.
+fn delay(connection: &Connection, entry: &Entry) -> Option<Duration> {
+    let due = entry.not_before?;
+    let left = due.saturating_duration_since(connection.clock.now());
+    (!left.is_zero()).then_some(left)
+}
+
+fn parcel<'a>(
+    connection: &'a Connection,
+    entry: &Entry,
+    exchange: &str,
+    key: &str,
+    is_delayed: bool,
+) -> Result<(&'a Outlet, Parcel), Error> {
     let Entry {
         message,
         target,
-        not_before,
+        not_before: _,
         guarantee,
     } = entry;
     check_size(connection, message)?;
-    let now = connection.clock.now();
-    let delay = not_before.filter(|due| *due > now).map(|due| due - now);
-    let names = &connection.topology.names;
-    let topology = &connection.topology;
-    let stored =
-        *guarantee == Guarantee::AtLeastOnce || *target != Target::Subject || delay.is_some();
+    let is_direct = *target == Target::Subject;
+    let stored = *guarantee == Guarantee::AtLeastOnce || !is_direct || is_delayed;
     let sending = Sending {
         persistent: stored,
         priority: connection.config.priority,
-        subject: (*target != Target::Subject).then_some(message.subject()),
+        subject: (!is_direct).then_some(message.subject()),
         is_call: false,
     };
-    let (exchange, key) = match (target, delay) {
-        (Target::Subject, None) => (names.exchange().to_owned(), message.subject().to_string()),
-        (Target::Subject, Some(delay)) => {
-            let declaring = topology.ensure_delay(&connection.main, delay);
-            let exchange = connection.main.while_live(declaring).await?;
-            (exchange, message.subject().to_string())
-        }
-        (Target::Subscription(subscription), None) => {
-            (String::new(), names.subscription(subscription))
-        }
-        (Target::Subscription(subscription), Some(delay)) => {
-            let queue = names.subscription(subscription);
-            let waiting = topology.ensure_delay_for(&connection.main, &queue, delay);
-            (String::new(), connection.main.while_live(waiting).await?)
-        }
-    };
     let parcel = Parcel {
-        exchange: exchange.into(),
+        exchange: wire::short(exchange, "exchange")?,
         key: wire::short(key, "subject")?,
         properties: wire::properties(message, sending)?,
         payload: message.payload().clone(),

@@ -254,12 +254,12 @@ impl Replier for Server {
         };
         let connection = Arc::clone(&self.connection);
         Progress::pending(async move {
-            let ticket = Arc::new(Ticket::default());
+            let ticket = Arc::new(Ticket::new(1));
             let failed = match connection.air.send(parcel, &ticket, 0).await {
                 Err(sent) => Some(sent),
                 Ok(()) => {
                     ticket.settled().await;
-                    ticket.take().pop().map(|(_, sent)| sent)
+                    ticket.take().pop().flatten()
                 }
             };
             match failed {
