@@ -386,9 +386,13 @@ impl Shared {
         self.pending.lock().clear();
     }
 
+    fn pulse(&self) -> Pulse {
+        Pulse::new(self.settings.config.reconnects_within())
+    }
+
     /// Hears replies; `true` where the consumer is lost.
     fn hear(&self, listener: &mut Listener, consumer: &BaseConsumer<Ear>) -> bool {
-        let (health, mut pulse) = (&self.settings.health, Pulse::new());
+        let (health, mut pulse) = (&self.settings.health, self.pulse());
         while !self.stopping.load(Ordering::Acquire) {
             match consumer.poll(NAP) {
                 Some(Ok(record)) => {
@@ -630,11 +634,20 @@ impl Replier for Server {
                     ..Sending::default()
                 };
                 let partition = Some(address.partition);
-                let sent = send(&connection, &address.topic, &message, sending, partition).await?;
-                std::future::poll_fn(|cx| sent.poll(cx)).await;
-                match sent.report(0) {
-                    Report::Failed(code) => Err(errors::refused(code, message.subject(), limit)),
-                    Report::Unsent | Report::Sent | Report::Stored => Ok(()),
+                loop {
+                    let sent =
+                        send(&connection, &address.topic, &message, sending, partition).await?;
+                    std::future::poll_fn(|cx| sent.poll(cx)).await;
+                    match sent.report(0) {
+                        // Its producer was given up. A second reply finds nobody who waits.
+                        Report::Failed(Code::PurgeQueue | Code::PurgeInflight) => {
+                            connection.check_open()?;
+                        }
+                        Report::Failed(code) => {
+                            return Err(errors::refused(code, message.subject(), limit));
+                        }
+                        Report::Unsent | Report::Sent | Report::Stored => return Ok(()),
+                    }
                 }
             };
             tokio::select! {

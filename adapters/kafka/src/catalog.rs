@@ -49,6 +49,8 @@ pub(crate) struct Catalog {
     looking: tokio::sync::Mutex<()>,
     /// How many looks have come to an answer.
     looks: AtomicU64,
+    /// How often in a row the producer knew no broker, though others did.
+    silent: AtomicU64,
     /// The topics that were created because a wildcard subscription covers their subjects.
     born: Mutex<FxHashSet<String>>,
     warned: AtomicBool,
@@ -99,6 +101,7 @@ impl Catalog {
             seen: RwLock::default(),
             looking: tokio::sync::Mutex::default(),
             looks: AtomicU64::new(0),
+            silent: AtomicU64::new(0),
             born: Mutex::default(),
             warned: AtomicBool::new(false),
             groups: Mutex::default(),
@@ -204,7 +207,8 @@ impl Catalog {
         listed.await
     }
 
-    /// Makes the producer anew where it has lost all brokers, though a client that is made just now finds them.
+    /// Makes the producer anew where it has lost all brokers, though a client that is made just now finds them, twice in a row: it
+    /// may be connecting.
     pub(crate) async fn revive(&self) {
         let settings = Arc::clone(&self.settings);
         let witness = tokio::task::spawn_blocking(move || {
@@ -225,9 +229,12 @@ impl Catalog {
         let asked = tokio::task::spawn_blocking(move || {
             lost.ask(|client| client.fetch_metadata(None, LIST_TIMEOUT).map(drop))
         });
-        if let Ok(Err(error)) = asked.await
-            && pulse::knows_nobody(&error)
-        {
+        let Ok(Err(error)) = asked.await else {
+            self.silent.store(0, Ordering::Release);
+            return;
+        };
+        if pulse::knows_nobody(&error) && self.silent.fetch_add(1, Ordering::AcqRel) > 0 {
+            self.silent.store(0, Ordering::Release);
             tracing::warn!(transport = %self.settings.transport.name, "the producer has lost all brokers, though they are there");
             // Where that fails it is tried again after the next look.
             let _ = self.producer.renew(&producer);

@@ -13,6 +13,9 @@ use serde::{Deserialize, Deserializer};
 const DEFAULT_PORT: u16 = 9092;
 /// The partitions of a topic that we create: so many members of a group can share its work.
 const DEFAULT_PARTITIONS: i32 = 4;
+/// The most milliseconds between two tries to connect, and for one of them, where nothing else is set.
+const RECONNECT_BACKOFF: u64 = 1000;
+const CONNECTION_SETUP: u64 = 5000;
 /// What is left for key, headers and the record's own fields below the broker's limit.
 pub(crate) const HEADER_ROOM: usize = 64 * 1024;
 /// What the broker takes unless it is told otherwise.
@@ -347,14 +350,15 @@ impl KafkaConfig {
         for (key, Property(value)) in &self.properties {
             client.set(key, value);
         }
+        let (setup, backoff) = (CONNECTION_SETUP.to_string(), RECONNECT_BACKOFF.to_string());
         let defaults = [
             ("socket.keepalive.enable", "true"),
             ("socket.nagle.disable", "true"),
             // A request without an answer: a connection that died in silence is noticed within 25 s.
             ("socket.timeout.ms", "10000"),
-            ("socket.connection.setup.timeout.ms", "5000"),
+            ("socket.connection.setup.timeout.ms", &setup),
             ("reconnect.backoff.ms", "50"),
-            ("reconnect.backoff.max.ms", "1000"),
+            ("reconnect.backoff.max.ms", &backoff),
             // A new topic is told of a moment before its broker takes anything for it.
             ("retry.backoff.ms", "20"),
             ("topic.metadata.refresh.fast.interval.ms", "50"),
@@ -462,6 +466,18 @@ impl KafkaConfig {
             client.set("partitioner", "murmur2_random");
         }
         Ok(client)
+    }
+
+    /// How long a client may take to be connected again to a broker that is there.
+    pub(crate) fn reconnects_within(&self) -> Duration {
+        let millis = |name: &str, default| {
+            let set = self.properties.get(name);
+            set.and_then(|Property(value)| value.parse().ok())
+                .unwrap_or(default)
+        };
+        let backoff = millis("reconnect.backoff.max.ms", RECONNECT_BACKOFF);
+        let setup = millis("socket.connection.setup.timeout.ms", CONNECTION_SETUP);
+        Duration::from_millis(backoff) * 2 + Duration::from_millis(setup)
     }
 
     /// The client that creates topics.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anywire::Error;
 use anywire::clock::Clock;
@@ -85,6 +85,8 @@ pub(crate) struct Group {
     pub(crate) settings: Arc<Settings>,
     pub(crate) client: ClientConfig,
     pub(crate) shelf: Mutex<Shelf>,
+    /// When it began.
+    pub(crate) born: Instant,
     /// Topics that are known to match one of our expressions, before the library has looked.
     known: Mutex<BTreeSet<String>>,
     known_version: AtomicU64,
@@ -130,6 +132,7 @@ impl Group {
             settings: Arc::clone(settings),
             client,
             shelf: Mutex::new(shelf),
+            born: Instant::now(),
             known: Mutex::default(),
             known_version: AtomicU64::new(0),
             thread: OnceLock::new(),

@@ -96,14 +96,16 @@ impl Future for Confirming {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PublishBatch> {
         let this = &mut *self;
-        let Some(round) = this.round.take() else {
-            unreachable!("polled again after it was ready")
-        };
-        if round.tally.poll(cx).is_pending() && Pin::new(&mut this.timer).poll(cx).is_pending() {
-            this.round = Some(round);
+        if let Some(round) = &this.round
+            && round.tally.poll(cx).is_pending()
+            && Pin::new(&mut this.timer).poll(cx).is_pending()
+        {
             return Poll::Pending;
         }
-        Poll::Ready(round.conclude())
+        match this.round.take() {
+            Some(round) => Poll::Ready(round.conclude()),
+            None => unreachable!("polled again after it was ready"),
+        }
     }
 }
 

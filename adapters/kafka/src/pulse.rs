@@ -2,7 +2,8 @@
 //!
 //! A broker that has just started may list no brokers at all, and then the library forgets every one that it knows and never connects
 //! again (librdkafka issue 5301, <https://github.com/confluentinc/librdkafka/issues/5301>; seen with 2.12.1 and one Kafka 4.3). So
-//! each client is asked from time to time, and one that knows nobody while others do is made anew.
+//! each consumer is asked from time to time, and one that knows nobody while others do is made anew; so is the producer
+//! ([`Catalog::revive`](crate::catalog::Catalog::revive)).
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How often one that may be lost.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often in a row it must know nobody.
+/// How often in a row it must know nobody, at least.
 const SILENT: u32 = 3;
 /// How long it may look for somebody.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
@@ -20,15 +21,21 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 /// Asks a client whether it knows a broker.
 #[derive(Debug)]
 pub(crate) struct Pulse {
+    /// How long one that is well may know nobody.
+    patience: Duration,
     next: Instant,
     silent: u32,
+    since: Instant,
 }
 
 impl Pulse {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(patience: Duration) -> Self {
+        let now = Instant::now();
         Self {
-            next: Instant::now() + INTERVAL,
+            patience,
+            next: now + INTERVAL,
             silent: 0,
+            since: now,
         }
     }
 
@@ -43,14 +50,16 @@ impl Pulse {
             return false;
         }
         let is_silent = !is_down && ask().is_err_and(|error| knows_nobody(&error));
+        if self.silent == 0 {
+            self.since = now;
+        }
         self.silent = if is_silent { self.silent + 1 } else { 0 };
-        self.next = now
-            + if is_silent || is_down {
-                AGAIN
-            } else {
-                INTERVAL
-            };
-        self.silent >= SILENT
+        let again = match is_silent || is_down {
+            true => AGAIN,
+            false => INTERVAL,
+        };
+        self.next = now + again;
+        self.silent >= SILENT && self.since.elapsed() >= self.patience
     }
 }
 
@@ -71,14 +80,20 @@ mod tests {
 
     #[test]
     fn who_knows_nobody_again_and_again_is_lost() {
-        let mut pulse = Pulse::new();
+        let mut pulse = Pulse::new(Duration::ZERO);
         let told: Vec<bool> = (0..SILENT).map(|_| ask(&mut pulse, false, false)).collect();
         assert_eq!(told, [false, false, true]);
     }
 
     #[test]
+    fn who_may_still_be_connecting_is_not() {
+        let mut pulse = Pulse::new(Duration::from_secs(60));
+        assert!(!(0..9).any(|_| ask(&mut pulse, false, false)));
+    }
+
+    #[test]
     fn who_knows_somebody_in_between_is_not() {
-        let mut pulse = Pulse::new();
+        let mut pulse = Pulse::new(Duration::ZERO);
         for _ in 0..3 {
             assert!(!ask(&mut pulse, false, false));
             assert!(!ask(&mut pulse, false, false));
@@ -88,7 +103,7 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_before_it_is_time_or_where_no_broker_is_there() {
-        let mut pulse = Pulse::new();
+        let mut pulse = Pulse::new(Duration::ZERO);
         let never = || -> KafkaResult<()> { unreachable!("asked") };
         assert!(!pulse.is_lost(false, never));
         assert!(!(0..9).any(|_| ask(&mut pulse, true, false)));

@@ -91,7 +91,6 @@ struct Reader<'a> {
     /// The versions of the subscriptions and the noticed topics that `subscribed` is made of.
     versions: Option<(u64, u64)>,
     committed: Instant,
-    born: Instant,
     /// Since when nobody has wanted anything, with topics still subscribed to and without.
     deserted: Option<Instant>,
     idle: Option<Instant>,
@@ -110,10 +109,9 @@ impl<'a> Reader<'a> {
             subscribed: BTreeSet::new(),
             versions: None,
             committed: Instant::now(),
-            born: Instant::now(),
             deserted: None,
             idle: None,
-            pulse: Pulse::new(),
+            pulse: Pulse::new(group.settings.config.reconnects_within()),
             failed: false,
         }
     }
@@ -451,7 +449,7 @@ impl<'a> Reader<'a> {
         let now = self.group.settings.clock.wall();
         let due = first.due.and_then(|due| due.duration_since(now).ok());
         let patience = match lane.is_stray(&first.fresh) {
-            true => BURIAL.saturating_sub(self.born.elapsed()),
+            true => BURIAL.saturating_sub(self.group.born.elapsed()),
             false => Duration::ZERO,
         };
         let left = due.unwrap_or_default().max(patience);
@@ -521,7 +519,7 @@ impl<'a> Reader<'a> {
             targets,
             message: read.message,
         };
-        let is_young = self.born.elapsed() < BURIAL;
+        let is_young = self.group.born.elapsed() < BURIAL;
         let waits = match lane.route {
             Route::Copies | Route::Delayed => {
                 read.due.is_some()

@@ -136,7 +136,9 @@ impl Shelf {
             return None;
         }
         let mut all = self.all();
-        let known = all.find(|(_, other)| other.id == *id).map(|(key, _)| key);
+        // What has no group is not shared: each of them gets everything.
+        let known = all.find(|(_, other)| id.group.is_some() && other.id == *id);
+        let known = known.map(|(key, _)| key);
         drop(all);
         let key = known.unwrap_or_else(|| self.enlist(id, skips));
         self.seat_at(key, window)
@@ -260,10 +262,12 @@ impl Shelf {
     /// What nobody will take any more holds nobody up.
     fn empty_closed(&mut self) {
         let closed = self.subscriptions.values_mut();
-        let closed = closed.filter(|subscription| !subscription.is_open());
-        for arrived in closed.flat_map(|subscription| std::mem::take(&mut subscription.ready)) {
-            if let Some(partition) = self.partitions.get_mut(&arrived.partition) {
-                self.moved |= partition.watermark.done(arrived.ticket);
+        for subscription in closed.filter(|subscription| !subscription.is_open()) {
+            subscription.ready_bytes = 0;
+            for arrived in subscription.ready.drain(..) {
+                if let Some(partition) = self.partitions.get_mut(&arrived.partition) {
+                    self.moved |= partition.watermark.done(arrived.ticket);
+                }
             }
         }
     }
@@ -881,6 +885,16 @@ mod tests {
         let partition = shelf.gain(&Arc::from("topic"), 0);
         let seat = shelf.sit_down(&id("a"), 2, None).unwrap();
         assert_eq!(shelf.room(partition, &[seat.subscription]), 2);
+    }
+
+    #[test]
+    fn two_without_a_group_get_a_copy_each() {
+        let mut desk = Desk::new();
+        let private = SubscriptionId::broadcast(Pattern::parse("a").unwrap());
+        let [one, other] = [(); 2].map(|()| desk.shelf.sit_down(&private, 9, None).unwrap());
+        desk.put(0, &[one, other]);
+        assert_eq!(offsets(&desk.pull(one)), [0]);
+        assert_eq!(offsets(&desk.pull(other)), [0]);
     }
 
     #[test]

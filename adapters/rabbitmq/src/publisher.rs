@@ -132,14 +132,16 @@ impl Future for Confirming {
     type Output = PublishBatch;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PublishBatch> {
-        let Some(mut round) = self.round.take() else {
-            unreachable!("polled again after it was ready")
-        };
-        if round.ticket.poll(cx).is_pending() && Pin::new(&mut round.timer).poll(cx).is_pending() {
-            self.round = Some(round);
+        if let Some(round) = &mut self.round
+            && round.ticket.poll(cx).is_pending()
+            && Pin::new(&mut round.timer).poll(cx).is_pending()
+        {
             return Poll::Pending;
         }
-        Poll::Ready(round.conclude())
+        match self.round.take() {
+            Some(round) => Poll::Ready(round.conclude()),
+            None => unreachable!("polled again after it was ready"),
+        }
     }
 }
 
