@@ -14,20 +14,17 @@ use anywire_conformance::trials;
 use bytes::Bytes;
 use futures::StreamExt;
 use support::{Server, app, foreign};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 
 trials![
-    [support::SERVER] =>
+    in turn, [support::SERVER] =>
     large_messages_that_nobody_handles_fill_no_memory,
     emits_that_may_be_lost_fill_no_memory_while_the_server_is_frozen,
 ];
 
 const MEBIBYTE: usize = 1024 * 1024;
-/// One test at a time, as each looks at the memory of the whole process.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 async fn large_messages_that_nobody_handles_fill_no_memory() {
-    let _alone = ALONE.lock().await;
     let server = Server::start("max_pending: 1GB").unwrap();
     let gate = Arc::new(Semaphore::new(0));
     let waiting = Arc::clone(&gate);
@@ -70,7 +67,6 @@ async fn large_messages_that_nobody_handles_fill_no_memory() {
 }
 
 async fn emits_that_may_be_lost_fill_no_memory_while_the_server_is_frozen() {
-    let _alone = ALONE.lock().await;
     let server = Server::start("").unwrap();
     let broker = server.behind_a_proxy().await;
     let seen = Seen::default();

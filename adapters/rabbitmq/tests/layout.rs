@@ -10,7 +10,7 @@ use support::{Server, Tool, app, foreign};
 use tokio::sync::Mutex;
 
 trials![
-    [support::SERVER, support::CTL] =>
+    in turn, [support::SERVER, support::CTL] =>
     fifty_event_handlers_share_two_connections_and_have_a_channel_each,
     fifty_call_handlers_share_two_connections_and_have_a_channel_each,
 ];

@@ -21,7 +21,7 @@ const CALLERS: usize = 4;
 const EMIT_TIMEOUT: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most by which the process may grow while nothing goes.
-const GROWTH: usize = 64 * 1024 * 1024;
+const GROWTH: usize = 32 * 1024 * 1024;
 
 /// Something that is done to a broker.
 type Step = for<'a> fn(&'a Broker) -> BoxFuture<'a, io::Result<()>>;
@@ -35,7 +35,7 @@ type Make = dyn Fn(&str, &str) -> App + Send + Sync;
 macro_rules! outages {
     ([$($variable:expr),* $(,)?] => $outage:path, $at_rest:path $(,)?) => {
         $crate::trials![
-            [$($variable),*] =>
+            in turn, [$($variable),*] =>
             a_killed_server_that_comes_back_has_lost_nothing,
             a_frozen_server_holds_nobody_beyond_his_deadline,
             a_silent_network_holds_nobody_beyond_his_deadline,

@@ -14,12 +14,15 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 const LIMIT: Duration = Duration::from_secs(300);
 /// How long what it has left behind may take to end.
 const LEAVE: Duration = Duration::from_secs(10);
+/// How many tests run at a time where none looks at the whole process.
+pub const SIDE_BY_SIDE: usize = 4;
 
 /// A test: its name, and what it does; it fails by a panic.
 pub type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 /// Makes `main` of the variables that the tests need and of a list of async functions, in a `[[test]]` with
-/// `harness = false`.
+/// `harness = false`. A few run side by side; after `in turn,` one at a time, as what looks at the whole process (its memory,
+/// threads or sockets) must.
 ///
 /// ```
 /// mod tests {
@@ -33,8 +36,15 @@ pub type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 #[macro_export]
 macro_rules! trials {
     ([$($variable:expr),* $(,)?] => $($name:ident),* $(,)?) => {
+        $crate::trials![$crate::rig::trials::SIDE_BY_SIDE, [$($variable),*] => $($name),*];
+    };
+    (in turn, [$($variable:expr),* $(,)?] => $($name:ident),* $(,)?) => {
+        $crate::trials![1, [$($variable),*] => $($name),*];
+    };
+    ($at_once:expr, [$($variable:expr),*] => $($name:ident),*) => {
         fn main() -> ::std::process::ExitCode {
             $crate::rig::trials::run(
+                $at_once,
                 &[$($variable),*],
                 &[$((stringify!($name), || ::std::boxed::Box::pin($name()))),*],
             )
@@ -55,11 +65,11 @@ pub fn missing(variables: &[&str]) -> Option<String> {
     Some(format!("{name} is not set; tools/test sets it"))
 }
 
-/// Runs the tests, a few side by side, each on a runtime of its own.
+/// Runs the tests, so many at a time, each on a runtime of its own.
 #[must_use]
-pub fn run(variables: &[&str], tests: &'static [Test]) -> ExitCode {
+pub fn run(at_once: usize, variables: &[&str], tests: &'static [Test]) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(4);
+    arguments.test_threads.get_or_insert(at_once);
     let missing = missing(variables);
     let trials = tests.iter().map(|(name, test)| match missing.clone() {
         Some(reason) => Trial::ignorable_test(*name, || Ok(Completion::ignored_with(reason))),
