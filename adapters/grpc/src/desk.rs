@@ -1,0 +1,482 @@
+//! Where requests wait for a handler of this process, are held by it, and get their answers.
+//!
+//! One for each pattern that is served, and one for each subscription. All who have opened the same one share its work.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use anywire::pattern::Tag;
+use anywire::pattern::publish_subscribe::{Guarantee, SubscriptionId};
+use anywire::transport::Seldom;
+use anywire::{Error, ErrorKind, Message, Pattern, Trail};
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::oneshot;
+
+/// The most bytes that wait at one desk, however few the requests are.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+/// What a desk is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Calls to a pattern.
+    Calls(Pattern),
+    /// The events of a subscription.
+    Events(SubscriptionId, Guarantee),
+}
+
+impl Purpose {
+    /// Whether nobody waits for what becomes of a request: at most once.
+    pub(crate) fn is_fleeting(&self) -> bool {
+        matches!(self, Self::Events(_, Guarantee::AtMostOnce))
+    }
+
+    pub(crate) fn pattern(&self) -> &Pattern {
+        match self {
+            Self::Calls(pattern) => pattern,
+            Self::Events(subscription, _) => &subscription.pattern,
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The handler's reply.
+    Reply(Message),
+    /// The event was handled.
+    Done,
+    /// The event was handled in vain; all that is known of its end.
+    Failed(Box<Trail>),
+}
+
+/// A request that waits for its answer. An error says that nobody is left who could give it.
+pub(crate) type Waiting = oneshot::Receiver<Answer>;
+
+/// The desk.
+pub(crate) struct Desk {
+    pub(crate) purpose: Purpose,
+    /// The most requests that wait.
+    bound: usize,
+    state: Mutex<State>,
+    dropping: Seldom,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Item>,
+    bytes: usize,
+    members: Slab<Member>,
+    held: Slab<Held>,
+    serial: u64,
+}
+
+struct Item {
+    message: Message,
+    deadline: Option<Instant>,
+    /// `None` where nobody waits for an answer: at most once.
+    answer: Option<oneshot::Sender<Answer>>,
+}
+
+#[derive(Default)]
+struct Member {
+    waker: Option<Waker>,
+    held: usize,
+    is_stopped: bool,
+}
+
+struct Held {
+    serial: u64,
+    member: usize,
+    item: Item,
+    /// Its end in vain, told before it is settled.
+    failed: Option<Box<Trail>>,
+}
+
+/// A request that was taken from a desk.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) message: Message,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) tag: Tag,
+}
+
+impl Desk {
+    pub(crate) fn new(purpose: Purpose, bound: usize) -> Self {
+        Self {
+            purpose,
+            bound,
+            state: Mutex::default(),
+            dropping: Seldom::default(),
+        }
+    }
+
+    /// As [`Purpose::is_fleeting`].
+    pub(crate) fn is_fleeting(&self) -> bool {
+        self.purpose.is_fleeting()
+    }
+
+    /// Whether somebody takes requests.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.lock().is_open()
+    }
+
+    /// Whether another request may wait.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.state.lock();
+        self.is_fleeting() || state.waiting.len() < self.bound && state.bytes < MOST_BYTES
+    }
+
+    /// Puts a request down. At most once, what does not fit is dropped and counted.
+    pub(crate) fn put(&self, message: Message, deadline: Option<Instant>) -> Option<Waiting> {
+        let (answer, waiting) = match self.is_fleeting() {
+            true => (None, None),
+            false => {
+                let (answer, waiting) = oneshot::channel();
+                (Some(answer), Some(waiting))
+            }
+        };
+        let mut state = self.state.lock();
+        if answer.is_none() && (state.waiting.len() >= self.bound || state.bytes >= MOST_BYTES) {
+            drop(state);
+            metrics::counter!("anywire.grpc.dropped").increment(1);
+            if self.dropping.is_due() {
+                let pattern = self.purpose.pattern();
+                tracing::warn!(%pattern, "events come faster than they are handled and are dropped, as at most once allows");
+            }
+            return None;
+        }
+        if !state.is_open() {
+            // The last who was here left a moment ago: the answer goes with the item.
+            return waiting;
+        }
+        state.bytes += message.byte_len();
+        state.waiting.push_back(Item {
+            message,
+            deadline,
+            answer,
+        });
+        let wakers = state.wakers();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        waiting
+    }
+
+    /// A new member, by its number.
+    pub(crate) fn join(&self) -> usize {
+        self.state.lock().members.insert(Member::default())
+    }
+
+    /// Takes at most `room` requests, and no more than the member may hold; `None` once it was stopped.
+    pub(crate) fn poll_take(
+        &self,
+        number: usize,
+        cx: &Context<'_>,
+        room: usize,
+        window: usize,
+    ) -> Poll<Option<Vec<Taken>>> {
+        let is_fleeting = self.is_fleeting();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(member) = state.members.get_mut(number) else {
+            return Poll::Ready(None);
+        };
+        if member.is_stopped {
+            return Poll::Ready(None);
+        }
+        let room = match is_fleeting {
+            true => room,
+            false => room.min(window.saturating_sub(member.held)),
+        };
+        let mut taken = Vec::new();
+        while taken.len() < room
+            && let Some(item) = state.waiting.pop_front()
+        {
+            state.bytes -= item.message.byte_len();
+            // Whoever asked has given up.
+            if item.answer.as_ref().is_some_and(oneshot::Sender::is_closed) {
+                continue;
+            }
+            let (message, deadline) = (item.message.clone(), item.deadline);
+            let tag = match is_fleeting {
+                true => Tag { slot: 0, epoch: 0 },
+                false => {
+                    state.serial += 1;
+                    member.held += 1;
+                    let serial = state.serial;
+                    let held = Held {
+                        serial,
+                        member: number,
+                        item,
+                        failed: None,
+                    };
+                    Tag {
+                        slot: state.held.insert(held) as u64,
+                        epoch: serial,
+                    }
+                }
+            };
+            taken.push(Taken {
+                message,
+                deadline,
+                tag,
+            });
+        }
+        if !taken.is_empty() {
+            return Poll::Ready(Some(taken));
+        }
+        if !member
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            member.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// `Stale` where it was answered before, or is held by another.
+    pub(crate) fn answer(&self, number: usize, tag: Tag, answer: Answer) -> Result<(), Error> {
+        let (held, waker) = self.state.lock().release(number, tag).ok_or_else(stale)?;
+        if let Some(sender) = held.item.answer {
+            let answer = match (answer, held.failed) {
+                (Answer::Done, Some(trail)) => Answer::Failed(trail),
+                (answer, _) => answer,
+            };
+            // Whoever asked may have given up.
+            let _ = sender.send(answer);
+        }
+        waker.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Gives an event back: to whoever is here, or to its sender where nobody is.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub(crate) fn give_back(&self, number: usize, tag: Tag) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        let (held, _) = state.release(number, tag).ok_or_else(stale)?;
+        state.put_back(held.item);
+        let wakers = state.wakers();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Writes down that an event which is being handled has failed for good, as its dead letter tells. `false` says that no such
+    /// event is held here.
+    pub(crate) fn fail(&self, letter: &Message, trail: &Trail) -> bool {
+        let mut state = self.state.lock();
+        let same = |held: &Held| {
+            let message = &held.item.message;
+            held.failed.is_none()
+                && message.id() == letter.id()
+                && *message.subject() == trail.subject
+        };
+        // A sender that is impatient has sent the same again: the copies are told apart by where their bytes are.
+        let place = |message: &Message| message.payload().as_ptr();
+        let mut found = None;
+        for (slot, held) in state.held.iter().filter(|(_, held)| same(held)) {
+            if place(&held.item.message) == place(letter) {
+                found = Some(slot);
+                break;
+            }
+            found.get_or_insert(slot);
+        }
+        let held = found.and_then(|slot| state.held.get_mut(slot));
+        match held {
+            Some(held) => {
+                held.failed = Some(Box::new(trail.clone()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a member out of the work. What it holds stays its own, until [`leave`](Self::leave). `true` says that nobody is
+    /// left to take requests.
+    pub(crate) fn stop(&self, number: usize) -> bool {
+        let mut state = self.state.lock();
+        let waker = state.members.get_mut(number).and_then(|member| {
+            member.is_stopped = true;
+            member.waker.take()
+        });
+        let is_deserted = !state.is_open();
+        let orphans = match is_deserted {
+            true => {
+                state.bytes = 0;
+                std::mem::take(&mut state.waiting)
+            }
+            false => VecDeque::new(),
+        };
+        drop(state);
+        // Their senders learn it by the end of the channel.
+        drop(orphans);
+        waker.into_iter().for_each(Waker::wake);
+        is_deserted
+    }
+
+    /// Forgets a member; what it holds goes back. `true` says that it was the last.
+    pub(crate) fn leave(&self, number: usize) -> bool {
+        let mut state = self.state.lock();
+        let held: Vec<_> = state
+            .held
+            .iter()
+            .filter(|(_, held)| held.member == number)
+            .map(|(slot, _)| slot)
+            .collect();
+        state.members.try_remove(number);
+        for slot in held.into_iter().rev() {
+            let held = state.held.remove(slot);
+            state.put_back(held.item);
+        }
+        let is_empty = state.members.is_empty();
+        let wakers = state.wakers();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        is_empty
+    }
+}
+
+impl State {
+    fn is_open(&self) -> bool {
+        self.members.iter().any(|(_, member)| !member.is_stopped)
+    }
+
+    fn release(&mut self, number: usize, tag: Tag) -> Option<(Held, Option<Waker>)> {
+        let slot = usize::try_from(tag.slot).ok()?;
+        let held = self.held.get(slot)?;
+        if held.serial != tag.epoch || held.member != number {
+            return None;
+        }
+        let held = self.held.remove(slot);
+        let waker = self.members.get_mut(number).and_then(|member| {
+            member.held -= 1;
+            member.waker.take()
+        });
+        Some((held, waker))
+    }
+
+    /// To the front, where it was.
+    fn put_back(&mut self, item: Item) {
+        if self.is_open() {
+            self.bytes += item.message.byte_len();
+            self.waiting.push_front(item);
+        }
+    }
+
+    fn wakers(&mut self) -> Vec<Waker> {
+        let members = self.members.iter_mut();
+        members
+            .filter_map(|(_, member)| member.waker.take())
+            .collect()
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Desk")
+            .field("purpose", &self.purpose)
+            .field("waiting", &state.waiting.len())
+            .field("held", &state.held.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn stale() -> Error {
+    Error::new(
+        ErrorKind::Stale,
+        "the request is not ours to settle any more; one answer wins",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use anywire::Subject;
+    use futures::task::noop_waker;
+
+    fn desk() -> Desk {
+        let subscription = SubscriptionId::new("shop", Pattern::parse("a.b").unwrap());
+        Desk::new(Purpose::Events(subscription, Guarantee::AtLeastOnce), 2)
+    }
+
+    fn message() -> Message {
+        Message::new(Subject::parse("a.b").unwrap(), "x").with_id("one")
+    }
+
+    fn take(desk: &Desk, number: usize, room: usize) -> Option<Vec<Taken>> {
+        let waker = noop_waker();
+        match desk.poll_take(number, &Context::from_waker(&waker), room, 8) {
+            Poll::Ready(taken) => taken,
+            Poll::Pending => Some(Vec::new()),
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_comes_again_and_its_old_tag_is_stale() {
+        let desk = desk();
+        let number = desk.join();
+        let mut waiting = desk.put(message(), None).unwrap();
+        let first = take(&desk, number, 1).unwrap().remove(0).tag;
+        desk.give_back(number, first).unwrap();
+        let again = take(&desk, number, 1).unwrap().remove(0).tag;
+        let stale = desk.answer(number, first, Answer::Done).unwrap_err();
+        assert_eq!(stale.kind(), ErrorKind::Stale);
+        desk.answer(number, again, Answer::Done).unwrap();
+        assert!(matches!(waiting.try_recv(), Ok(Answer::Done)));
+    }
+
+    #[test]
+    fn a_dead_letter_becomes_the_answer() {
+        let desk = desk();
+        let number = desk.join();
+        let mut waiting = desk.put(message(), None).unwrap();
+        let tag = take(&desk, number, 1).unwrap().remove(0).tag;
+        let trail = Trail::new(Subject::parse("a.b").unwrap());
+        assert!(desk.fail(&message(), &trail));
+        assert!(!desk.fail(&message(), &trail), "it was told before");
+        desk.answer(number, tag, Answer::Done).unwrap();
+        assert!(matches!(waiting.try_recv(), Ok(Answer::Failed(_))));
+    }
+
+    #[test]
+    fn who_leaves_gives_back_and_the_last_one_leaves_nobody_waiting() {
+        let desk = desk();
+        let (one, other) = (desk.join(), desk.join());
+        let mut waiting = desk.put(message(), None).unwrap();
+        assert_eq!(take(&desk, one, 1).unwrap().len(), 1);
+        assert!(!desk.stop(one));
+        desk.leave(one);
+        assert!(waiting.try_recv().is_err());
+        assert_eq!(take(&desk, other, 1).unwrap().len(), 1);
+        assert!(desk.stop(other));
+        assert!(take(&desk, other, 1).is_none());
+        desk.leave(other);
+        assert_eq!(
+            waiting.try_recv().unwrap_err(),
+            oneshot::error::TryRecvError::Closed
+        );
+    }
+
+    #[test]
+    fn who_has_given_up_is_not_served() {
+        let desk = desk();
+        let number = desk.join();
+        drop(desk.put(message(), None));
+        let waiting = desk.put(message(), None);
+        assert!(!desk.has_room());
+        assert_eq!(take(&desk, number, 8).unwrap().len(), 1);
+        assert!(desk.has_room());
+        drop(waiting);
+    }
+}

@@ -1,0 +1,98 @@
+//! One subscriber's or server's part in the work of a desk, shared by those who pull and those who answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use anywire::Error;
+use anywire::pattern::Tag;
+
+use crate::desk::{Answer, Desk, Purpose, Taken};
+use crate::server::Hub;
+use crate::transport::Connection;
+
+/// The part.
+#[derive(Debug)]
+pub(crate) struct Part {
+    connection: Arc<Connection>,
+    hub: Arc<Hub>,
+    desk: Arc<Desk>,
+    number: usize,
+    window: usize,
+    is_stopped: AtomicBool,
+    tie: usize,
+}
+
+impl Part {
+    /// Opens a part; requests reach it from now on.
+    pub(crate) async fn open(
+        connection: &Arc<Connection>,
+        purpose: Purpose,
+        window: usize,
+    ) -> Result<Arc<Self>, Error> {
+        connection.check_open()?;
+        let hub = connection.listen().await?;
+        let bound = match purpose.is_fleeting() {
+            true => connection.config.buffer,
+            false => connection.config.backlog,
+        };
+        let (desk, number) = hub.board.open(purpose, bound)?;
+        let part = Arc::new_cyclic(|this| Self {
+            connection: Arc::clone(connection),
+            hub,
+            desk,
+            number,
+            window,
+            is_stopped: AtomicBool::new(false),
+            tie: connection.tie(std::sync::Weak::clone(this)),
+        });
+        // A close that came between the check and the tie ended everybody but us.
+        connection.check_open()?;
+        Ok(part)
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub(crate) fn max_payload(&self) -> usize {
+        self.connection.config.max_payload
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
+    /// At most `room` requests; `None` once it was stopped.
+    pub(crate) fn poll_take(&self, cx: &Context<'_>, room: usize) -> Poll<Option<Vec<Taken>>> {
+        self.desk.poll_take(self.number, cx, room, self.window)
+    }
+
+    pub(crate) fn answer(&self, tag: Tag, answer: Answer) -> Result<(), Error> {
+        self.desk.answer(self.number, tag, answer)
+    }
+
+    pub(crate) fn give_back(&self, tag: Tag) -> Result<(), Error> {
+        self.desk.give_back(self.number, tag)
+    }
+
+    /// Takes no more requests. Those that it holds may still be answered.
+    pub(crate) fn stop(&self) {
+        if !self.is_stopped.swap(true, Ordering::AcqRel) {
+            self.hub.board.stop(&self.desk, self.number);
+        }
+    }
+
+    /// Ends it: what it holds goes back.
+    pub(crate) fn end(&self) {
+        self.stop();
+        self.hub.board.leave(&self.desk, self.number);
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.connection.untie(self.tie);
+        self.end();
+    }
+}

@@ -1,0 +1,532 @@
+//! Our server: one for each address at which this program listens, shared by all who listen there.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use anywire::clock::Clock;
+use anywire::config::Endpoint;
+use anywire::{Error, ErrorKind, Message, RemoteError, Subject};
+use bytes::Bytes;
+use futures::future::{BoxFuture, join_all};
+use http::header::{CONTENT_TYPE, HeaderValue};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::server::UnaryService;
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower_service::Service;
+
+use crate::codec::Plain;
+use crate::config::{self, GrpcConfig};
+use crate::desk::{Answer, Desk};
+use crate::errors;
+use crate::names;
+use crate::socket::Sockets;
+use crate::switchboard::{Destination, Switchboard};
+use crate::wire;
+
+/// The most bytes of metadata in one message, in both directions.
+pub(crate) const MAX_METADATA: u32 = 128 * 1024;
+/// How long an orderly end may take beyond what its caller allows: the library can wait for ever for a client that is silent.
+const LAST: Duration = Duration::from_millis(100);
+
+/// The servers of this program, by their addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Hubs(Mutex<HashMap<String, Weak<Hub>>>);
+
+impl Hubs {
+    /// The one at this address.
+    ///
+    /// # Errors
+    /// `Config` where it is there with another configuration.
+    pub(crate) fn at(
+        &self,
+        listen: &Endpoint,
+        config: &GrpcConfig,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Arc<Hub>, Error> {
+        let mut hubs = self.0.lock();
+        hubs.retain(|_, hub| hub.strong_count() > 0);
+        let address = listen.to_string();
+        if let Some(hub) = hubs.get(&address).and_then(Weak::upgrade) {
+            return match hub.config == *config {
+                true => Ok(hub),
+                false => Err(Error::config(format!(
+                    "two transports of this program listen at {address} with different settings; give both the same, or each an address of its own"
+                ))),
+            };
+        }
+        let hub = Arc::new(Hub {
+            listen: listen.clone(),
+            config: config.clone(),
+            board: Arc::new(Switchboard::default()),
+            clock: Arc::clone(clock),
+            running: tokio::sync::Mutex::default(),
+        });
+        hubs.insert(address, Arc::downgrade(&hub));
+        Ok(hub)
+    }
+}
+
+/// What is served at an address. It listens while somebody has opened something.
+pub(crate) struct Hub {
+    listen: Endpoint,
+    config: GrpcConfig,
+    pub(crate) board: Arc<Switchboard>,
+    clock: Arc<dyn Clock>,
+    running: tokio::sync::Mutex<Option<Running>>,
+}
+
+struct Running {
+    users: usize,
+    health: HealthReporter,
+    /// Asks clients to go, and ends when they have.
+    stop: CancellationToken,
+    /// Ends what is left.
+    cut: CancellationToken,
+    /// Resolves when the port is free.
+    closed: oneshot::Receiver<()>,
+    task: JoinHandle<()>,
+}
+
+impl Hub {
+    /// Listens, if nobody does yet. Each call needs a [`release`](Self::release).
+    ///
+    /// # Errors
+    /// `Config` where the address is not to be had or a file cannot be read.
+    pub(crate) async fn retain(&self, runtime: &Handle) -> Result<(), Error> {
+        let mut running = self.running.lock().await;
+        if let Some(running) = &mut *running
+            && !running.task.is_finished()
+        {
+            running.users += 1;
+            return Ok(());
+        }
+        *running = Some(self.start(runtime).await?);
+        Ok(())
+    }
+
+    async fn start(&self, runtime: &Handle) -> Result<Running, Error> {
+        let (host, port) = (
+            self.listen.host.as_str(),
+            self.listen.port.unwrap_or_default(),
+        );
+        let named = |error: Error| {
+            error
+                .with_operation("listen")
+                .with_context("address", &self.listen)
+        };
+        let tls = self.config.server_tls().map_err(named)?;
+        let (health, probe) = health();
+        let services = Services {
+            probe,
+            reflection: Reflection::new(&self.config.descriptors).map_err(named)?,
+            hub: Front {
+                board: Arc::clone(&self.board),
+                clock: Arc::clone(&self.clock),
+                admitted: Arc::new(Semaphore::new(self.config.max_concurrent)),
+                max_payload: self.config.max_payload,
+            },
+        };
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let (open, closed) = oneshot::channel();
+        let mut server = Server::builder()
+            .max_connection_age(self.config.max_connection_age)
+            .http2_keepalive_interval(Some(self.config.keep_alive))
+            .http2_keepalive_timeout(Some(self.config.keep_alive_timeout))
+            .http2_max_header_list_size(MAX_METADATA)
+            .max_concurrent_streams(u32::try_from(self.config.max_concurrent).unwrap_or(u32::MAX));
+        if let Some(tls) = tls {
+            server = server.tls_config(tls).map_err(|error| {
+                named(
+                    Error::config("the certificate or key of our server cannot be used")
+                        .with_source(error),
+                )
+            })?;
+        }
+        let listener = {
+            // The listener belongs to the runtime that serves.
+            let _entered = runtime.enter();
+            TcpListener::bind((host, port))
+        };
+        let listener = listener
+            .await
+            .map_err(|error| named(cannot_listen(error)))?;
+        let sockets = Sockets::new(listener, self.config.max_connections, cut.clone(), open);
+        let stopping = stop.clone().cancelled_owned();
+        let task = runtime.spawn(async move {
+            let served = server
+                .serve_with_incoming_shutdown(services, sockets, stopping)
+                .await;
+            if let Err(error) = served {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "our gRPC server has ended"
+                );
+            }
+        });
+        health.set_service_status("", ServingStatus::Serving).await;
+        tracing::info!(address = %self.listen, "listening for gRPC");
+        Ok(Running {
+            users: 1,
+            health,
+            stop,
+            cut,
+            closed,
+            task,
+        })
+    }
+
+    /// Ends one user's part, and with the last the server: clients are asked to go, and what is under way may take `grace`.
+    /// `false` says that it took longer and was cut off.
+    pub(crate) async fn release(&self, grace: Duration) -> bool {
+        let mut running = self.running.lock().await;
+        let Some(now) = &mut *running else {
+            return true;
+        };
+        now.users -= 1;
+        if now.users > 0 {
+            return true;
+        }
+        let Some(ending) = running.take() else {
+            return true;
+        };
+        ending
+            .health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        ending.stop.cancel();
+        let _ = ending.closed.await;
+        // Whoever comes next may listen while the last requests end.
+        drop(running);
+        let mut task = ending.task;
+        let deadline = self.clock.now() + grace;
+        let in_time = tokio::select! {
+            _ = &mut task => true,
+            () = self.clock.sleep_until(deadline) => false,
+        };
+        if !in_time {
+            ending.cut.cancel();
+            let _ = tokio::time::timeout(LAST, &mut task).await;
+            task.abort();
+        }
+        in_time
+    }
+
+    /// Ends the part of a user who vanished without a word: what is under way with the last one is cut off.
+    pub(crate) fn abandon(self: Arc<Self>) {
+        let Ok(mut running) = self.running.try_lock() else {
+            return;
+        };
+        let is_last = running.as_mut().is_some_and(|running| {
+            running.users -= 1;
+            running.users == 0
+        });
+        if is_last && let Some(running) = running.take() {
+            running.stop.cancel();
+            running.cut.cancel();
+        }
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("listen", &self.listen)
+            .field("board", &self.board)
+            .finish_non_exhaustive()
+    }
+}
+
+fn cannot_listen(error: std::io::Error) -> Error {
+    let text = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "somebody else listens there; stop him, or take another port"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "listening there is not allowed; take a port above 1023"
+        }
+        _ => "listening there is not possible; is it an address of this machine?",
+    };
+    Error::new(ErrorKind::Config, text).with_source(error)
+}
+
+fn health() -> (HealthReporter, HealthProbe) {
+    let reporter = HealthReporter::new();
+    let service = HealthService::from_health_reporter(reporter.clone());
+    let probe = tonic_health::pb::health_server::HealthServer::new(service);
+    (reporter, probe)
+}
+
+type HealthProbe = tonic_health::pb::health_server::HealthServer<HealthService>;
+
+type Answered = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+/// Reflection in both of its versions, where there are descriptors.
+#[derive(Clone)]
+struct Reflection {
+    v1: Routed,
+    v1alpha: Routed,
+}
+
+impl Reflection {
+    fn new(files: &[std::path::PathBuf]) -> Result<Option<Self>, Error> {
+        if files.is_empty() {
+            return Ok(None);
+        }
+        let mut sets = Vec::with_capacity(files.len());
+        for file in files {
+            sets.push(config::read(file)?);
+        }
+        let builder = || {
+            let builder = tonic_reflection::server::Builder::configure();
+            sets.iter().fold(builder, |builder, set| {
+                builder.register_encoded_file_descriptor_set(set)
+            })
+        };
+        let wrong = |error| {
+            Error::config("`descriptors` names a file that is no descriptor set").with_source(error)
+        };
+        Ok(Some(Self {
+            v1: Routed::new(builder().build_v1().map_err(wrong)?),
+            v1alpha: Routed::new(builder().build_v1alpha().map_err(wrong)?),
+        }))
+    }
+}
+
+/// A service of the library's, without its type.
+#[derive(Clone)]
+struct Routed(Arc<dyn Fn(http::Request<Body>) -> Answered + Send + Sync>);
+
+impl Routed {
+    fn new<S>(service: S) -> Self
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        // The library's generated services are always ready.
+        Self(Arc::new(move |request| {
+            Box::pin(service.clone().call(request))
+        }))
+    }
+}
+
+/// All that is served: the handlers, and what every gRPC server has beside them.
+#[derive(Clone)]
+struct Services {
+    probe: HealthProbe,
+    reflection: Option<Reflection>,
+    hub: Front,
+}
+
+impl Service<http::Request<Body>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answered;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answered {
+        let path = request.uri().path();
+        if path.starts_with("/grpc.health.v1.Health/") {
+            return Box::pin(self.probe.call(request));
+        }
+        if let Some(reflection) = &self.reflection {
+            if path.starts_with("/grpc.reflection.v1.ServerReflection/") {
+                return (reflection.v1.0)(request);
+            }
+            if path.starts_with("/grpc.reflection.v1alpha.ServerReflection/") {
+                return (reflection.v1alpha.0)(request);
+            }
+        }
+        let front = self.hub.clone();
+        Box::pin(async move { Ok(front.answer(request).await) })
+    }
+}
+
+/// Brings requests to their desks.
+#[derive(Clone)]
+struct Front {
+    board: Arc<Switchboard>,
+    clock: Arc<dyn Clock>,
+    admitted: Arc<Semaphore>,
+    max_payload: usize,
+}
+
+impl Front {
+    async fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+        if !wire::is_grpc(request.headers().get(CONTENT_TYPE)) {
+            let mut response = http::Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return response;
+        }
+        let Ok(_admitted) = self.admitted.try_acquire() else {
+            metrics::counter!("anywire.grpc.shed").increment(1);
+            return errors::not_begun(Code::ResourceExhausted, "too many requests at once")
+                .into_http();
+        };
+        let path = request.uri().path();
+        let Some(subject) = names::subject(path) else {
+            return Status::unimplemented("no handler answers this method").into_http();
+        };
+        match self.board.find(&subject) {
+            Destination::Nobody => {
+                Status::unimplemented("no handler answers this method").into_http()
+            }
+            Destination::Call(desk) => self.unary(Unary::Call(desk), subject, request).await,
+            Destination::Event(copies) => self.unary(Unary::Event(copies), subject, request).await,
+        }
+    }
+
+    /// One request, one answer.
+    async fn unary(
+        &self,
+        unary: Unary,
+        subject: Subject,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        let attended = Attended {
+            unary,
+            subject,
+            now: self.clock.now(),
+        };
+        let mut grpc = tonic::server::Grpc::new(Plain)
+            .max_decoding_message_size(self.max_payload)
+            .max_encoding_message_size(self.max_payload);
+        let mut response = grpc.unary(attended, request).await;
+        if let Some(NativeType(native)) = response.extensions_mut().remove() {
+            response.headers_mut().insert(CONTENT_TYPE, native);
+        }
+        response
+    }
+}
+
+/// The content type of a reply, on its way past the library, which knows only one.
+#[derive(Clone)]
+struct NativeType(HeaderValue);
+
+/// A request that is answered once.
+enum Unary {
+    Call(Arc<Desk>),
+    Event(SmallVec<[Arc<Desk>; 2]>),
+}
+
+struct Attended {
+    unary: Unary,
+    subject: Subject,
+    now: Instant,
+}
+
+impl UnaryService<Bytes> for Attended {
+    type Response = Bytes;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let (metadata, _, payload) = request.into_parts();
+        let metadata = metadata.into_headers();
+        let read = wire::read(self.subject.clone(), payload, &metadata);
+        let unary = std::mem::replace(&mut self.unary, Unary::Event(SmallVec::new()));
+        let now = self.now;
+        Box::pin(async move {
+            let message = read.map_err(Status::invalid_argument)?;
+            let deadline = message.deadline().map(|left| now + left);
+            match unary {
+                Unary::Call(desk) => call(&desk, message, deadline).await,
+                Unary::Event(copies) => event(&copies, &message, deadline).await,
+            }
+        })
+    }
+}
+
+async fn call(
+    desk: &Desk,
+    message: Message,
+    deadline: Option<Instant>,
+) -> Result<Response<Bytes>, Status> {
+    let stopped = || errors::not_begun(Code::Unavailable, "the service is stopping");
+    if !desk.has_room() {
+        metrics::counter!("anywire.grpc.shed").increment(1);
+        return Err(errors::not_begun(
+            Code::ResourceExhausted,
+            "too many calls wait for this handler",
+        ));
+    }
+    let waiting = desk.put(message, deadline).ok_or_else(stopped)?;
+    match waiting.await {
+        Ok(Answer::Reply(reply)) => respond(&reply),
+        Ok(Answer::Done | Answer::Failed(_)) | Err(_) => Err(stopped()),
+    }
+}
+
+fn respond(reply: &Message) -> Result<Response<Bytes>, Status> {
+    if let Some(code) = reply.error_code() {
+        let error = serde_json::from_slice::<RemoteError>(reply.payload());
+        let error = error.unwrap_or_else(|_| RemoteError::new(code, "the handler refused"));
+        return Err(errors::refusal(&error));
+    }
+    let (metadata, native) = wire::metadata(reply);
+    let mut response = Response::new(reply.payload().clone());
+    *response.metadata_mut() = MetadataMap::from_headers(metadata);
+    response.extensions_mut().insert(NativeType(native));
+    Ok(response)
+}
+
+/// A copy for each subscription; the answer comes when all are settled.
+async fn event(
+    copies: &[Arc<Desk>],
+    message: &Message,
+    deadline: Option<Instant>,
+) -> Result<Response<Bytes>, Status> {
+    if !copies.iter().all(|desk| desk.has_room()) {
+        metrics::counter!("anywire.grpc.shed").increment(1);
+        return Err(errors::not_begun(
+            Code::ResourceExhausted,
+            "too many events wait for a handler",
+        ));
+    }
+    let puts = copies
+        .iter()
+        .map(|desk| desk.put(message.clone(), deadline));
+    let waiting: SmallVec<[_; 2]> = puts.flatten().collect();
+    let mut given_back = false;
+    let mut failed = None;
+    for answer in join_all(waiting).await {
+        match answer {
+            Ok(Answer::Done | Answer::Reply(_)) => {}
+            Ok(Answer::Failed(trail)) => failed = failed.or(Some(trail)),
+            Err(_) => given_back = true,
+        }
+    }
+    if given_back {
+        // Sent again, it finds another instance; what the other subscriptions have done they do again.
+        return Err(errors::not_begun(
+            Code::Unavailable,
+            "the service is stopping",
+        ));
+    }
+    match failed {
+        Some(trail) => Err(errors::event_failed(&trail)),
+        None => Ok(Response::new(Bytes::new())),
+    }
+}

@@ -1,0 +1,155 @@
+//! The role that subscribes: at our server, to what peers send.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use anywire::pattern::publish_subscribe::{
+    Incoming, Received, Settle, SettleBatch, Settlement, Spec, Store, Stored, Subscriber,
+};
+use anywire::pattern::{Batch, Progress, PullResult, Pulled};
+use anywire::{Error, ErrorKind, Pattern};
+use async_trait::async_trait;
+
+use crate::desk::{Answer, Purpose};
+use crate::errors;
+use crate::part::Part;
+use crate::transport::Connection;
+
+/// The role that subscribes.
+#[derive(Debug)]
+pub(crate) struct GrpcSubscriber {
+    connection: Arc<Connection>,
+}
+
+impl GrpcSubscriber {
+    pub(crate) fn new(connection: Arc<Connection>) -> Self {
+        Self { connection }
+    }
+
+    async fn open(&self, spec: &Spec) -> Result<Box<dyn Incoming>, Error> {
+        let Spec {
+            subscription,
+            guarantee,
+            // Core keeps keys apart, and refuses what is more.
+            order: _,
+            // Nothing is held, so that everything begins with what comes next.
+            start: _,
+            window,
+            // There is nothing to create, and nothing that keeps.
+            provision: _,
+            retention: _,
+        } = spec;
+        if subscription.pattern.is_dead_letters() {
+            return Err(no_dead_letters());
+        }
+        let purpose = Purpose::Events(subscription.clone(), *guarantee);
+        let part = Part::open(&self.connection, purpose, *window).await?;
+        Ok(Box::new(GrpcIncoming { part }))
+    }
+}
+
+#[async_trait]
+impl Subscriber for GrpcSubscriber {
+    async fn subscribe(&self, specs: &[Spec]) -> Vec<Result<Box<dyn Incoming>, Error>> {
+        let mut opened = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let incoming = self.open(spec).await;
+            opened.push(incoming.map_err(|error| {
+                error
+                    .with_operation("subscribe")
+                    .with_context("subscription", &spec.subscription)
+            }));
+        }
+        opened
+    }
+
+    async fn declare(&self, stores: &[Store]) -> Vec<Result<(), Error>> {
+        let declare = |store: &Store| {
+            self.connection.check_open()?;
+            // The place of a dead letter is its sender, who is told.
+            match store.pattern.is_dead_letters() {
+                true => Ok(()),
+                false => Err(nothing_kept(&store.pattern)),
+            }
+        };
+        stores.iter().map(declare).collect()
+    }
+
+    async fn stored(&self, _group: &str) -> Result<Vec<Stored>, Error> {
+        self.connection.check_open()?;
+        Ok(Vec::new())
+    }
+}
+
+/// The events of one subscription.
+#[derive(Debug)]
+struct GrpcIncoming {
+    part: Arc<Part>,
+}
+
+#[async_trait]
+impl Incoming for GrpcIncoming {
+    fn poll_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut Batch<Received>,
+    ) -> Poll<PullResult> {
+        let Some(taken) = ready!(self.part.poll_take(cx, batch.room())) else {
+            return Poll::Ready(Ok(Pulled::End));
+        };
+        for event in taken {
+            batch.push(Received::new(event.message, event.tag));
+        }
+        Poll::Ready(Ok(Pulled::Some))
+    }
+
+    fn settler(&self) -> Arc<dyn Settle> {
+        Arc::clone(&self.part) as Arc<dyn Settle>
+    }
+
+    async fn stop(&mut self) -> Result<(), Error> {
+        self.part.stop();
+        Ok(())
+    }
+}
+
+impl Drop for GrpcIncoming {
+    fn drop(&mut self) {
+        self.part.stop();
+    }
+}
+
+impl Settle for Part {
+    fn settle(&self, mut batch: SettleBatch) -> Progress<SettleBatch> {
+        for index in 0..batch.items().len() {
+            let (tag, settlement) = batch.items()[index];
+            let settled = match settlement {
+                _ if self.is_closed() => Err(errors::closed()),
+                // At most once, it was settled before it was delivered.
+                _ if self.desk().is_fleeting() => Ok(()),
+                Settlement::Ack => self.answer(tag, Answer::Done),
+                Settlement::Return => self.give_back(tag),
+                Settlement::ReturnAfter(_) => Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "gRPC holds nothing back for later",
+                )),
+            };
+            if let Err(error) = settled {
+                batch.fail(index, error);
+            }
+        }
+        Progress::Done(batch)
+    }
+}
+
+fn no_dead_letters() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "gRPC keeps no dead letters: what a handler fails for good goes back to its sender, as an error",
+    )
+}
+
+fn nothing_kept(pattern: &Pattern) -> Error {
+    let text = "gRPC keeps nothing: take `declare` out of the rule, or send the subject on a transport that stores";
+    Error::new(ErrorKind::Unsupported, text).with_context("pattern", pattern)
+}
