@@ -335,7 +335,7 @@ fn endpoint(text: &str, config: &TransportConfig) -> Result<Endpoint, Error> {
             config.name
         ))
     };
-    let (host, port) = match text.rsplit_once(':') {
+    let (host, port) = match text.rsplit_once(':').filter(|_| !text.ends_with(']')) {
         Some((host, port)) if !host.ends_with(':') || host.starts_with('[') => {
             (host, port.parse::<u16>().map_err(|_| wrong())?)
         }

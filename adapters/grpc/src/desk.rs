@@ -13,6 +13,7 @@ use anywire::transport::Seldom;
 use anywire::{Error, ErrorKind, Message, Pattern, Trail};
 use parking_lot::Mutex;
 use slab::Slab;
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 /// The most bytes that wait at one desk, however few the requests are.
@@ -50,6 +51,8 @@ pub(crate) enum Answer {
     Done,
     /// The event was handled in vain; all that is known of its end.
     Failed(Box<Trail>),
+    /// Whoever held the call left without an answer. It may have run, and is not run again.
+    Abandoned,
 }
 
 /// A request that waits for its answer. An error says that nobody is left who could give it.
@@ -71,6 +74,10 @@ struct State {
     members: Slab<Member>,
     held: Slab<Held>,
     serial: u64,
+    /// Whose turn it is to get an event at most once.
+    turn: usize,
+    /// How many of those wait.
+    fleeting: usize,
 }
 
 struct Item {
@@ -82,6 +89,8 @@ struct Item {
 
 #[derive(Default)]
 struct Member {
+    /// Its share of what comes at most once: nothing fills a window there that would leave the rest to others.
+    share: VecDeque<Item>,
     waker: Option<Waker>,
     held: usize,
     is_stopped: bool,
@@ -131,37 +140,53 @@ impl Desk {
 
     /// Puts a request down. At most once, what does not fit is dropped and counted.
     pub(crate) fn put(&self, message: Message, deadline: Option<Instant>) -> Option<Waiting> {
-        let (answer, waiting) = match self.is_fleeting() {
-            true => (None, None),
-            false => {
-                let (answer, waiting) = oneshot::channel();
-                (Some(answer), Some(waiting))
-            }
-        };
-        let mut state = self.state.lock();
-        if answer.is_none() && (state.waiting.len() >= self.bound || state.bytes >= MOST_BYTES) {
-            drop(state);
-            metrics::counter!("anywire.grpc.dropped").increment(1);
-            if self.dropping.is_due() {
-                let pattern = self.purpose.pattern();
-                tracing::warn!(%pattern, "events come faster than they are handled and are dropped, as at most once allows");
-            }
+        if self.is_fleeting() {
+            self.leave_behind(message);
             return None;
         }
-        if !state.is_open() {
-            // The last who was here left a moment ago: the answer goes with the item.
-            return waiting;
-        }
-        state.bytes += message.byte_len();
-        state.waiting.push_back(Item {
+        let (answer, waiting) = oneshot::channel();
+        let item = Item {
             message,
             deadline,
-            answer,
-        });
-        let wakers = state.wakers();
+            answer: Some(answer),
+        };
+        // Where the last who was here left a moment ago, the answer goes with the item.
+        self.state
+            .lock()
+            .push(item)
+            .into_iter()
+            .for_each(Waker::wake);
+        Some(waiting)
+    }
+
+    /// Puts an event down whose sender does not wait. `false` says that it is dropped, for want of room or of anybody to take it.
+    pub(crate) fn leave_behind(&self, message: Message) -> bool {
+        let item = Item {
+            message,
+            deadline: None,
+            answer: None,
+        };
+        let mut state = self.state.lock();
+        if !state.is_open() {
+            return false;
+        }
+        let waiting = state.waiting.len() + state.fleeting;
+        if waiting < self.bound && state.bytes < MOST_BYTES {
+            let wakers = match self.is_fleeting() {
+                true => state.share_out(item).into_iter().collect(),
+                false => state.push(item),
+            };
+            drop(state);
+            wakers.into_iter().for_each(Waker::wake);
+            return true;
+        }
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
-        waiting
+        metrics::counter!("anywire.grpc.dropped").increment(1);
+        if self.dropping.is_due() {
+            let pattern = self.purpose.pattern();
+            tracing::warn!(%pattern, "events come faster than they are handled and are dropped, as at most once allows");
+        }
+        false
     }
 
     /// A new member, by its number.
@@ -191,9 +216,12 @@ impl Desk {
             false => room.min(window.saturating_sub(member.held)),
         };
         let mut taken = Vec::new();
-        while taken.len() < room
-            && let Some(item) = state.waiting.pop_front()
-        {
+        while taken.len() < room {
+            let next = match is_fleeting {
+                true => member.share.pop_front().inspect(|_| state.fleeting -= 1),
+                false => state.waiting.pop_front(),
+            };
+            let Some(item) = next else { break };
             state.bytes -= item.message.byte_len();
             // Whoever asked has given up.
             if item.answer.as_ref().is_some_and(oneshot::Sender::is_closed) {
@@ -303,10 +331,19 @@ impl Desk {
     /// left to take requests.
     pub(crate) fn stop(&self, number: usize) -> bool {
         let mut state = self.state.lock();
+        let mut share = VecDeque::new();
         let waker = state.members.get_mut(number).and_then(|member| {
             member.is_stopped = true;
+            share = std::mem::take(&mut member.share);
             member.waker.take()
         });
+        state.fleeting -= share.len();
+        state.bytes -= share
+            .iter()
+            .map(|item| item.message.byte_len())
+            .sum::<usize>();
+        let mut wakers: Vec<_> = waker.into_iter().collect();
+        wakers.extend(share.into_iter().flat_map(|item| state.share_out(item)));
         let is_deserted = !state.is_open();
         let orphans = match is_deserted {
             true => {
@@ -318,7 +355,7 @@ impl Desk {
         drop(state);
         // Their senders learn it by the end of the channel.
         drop(orphans);
-        waker.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
         is_deserted
     }
 
@@ -334,7 +371,13 @@ impl Desk {
         state.members.try_remove(number);
         for slot in held.into_iter().rev() {
             let held = state.held.remove(slot);
-            state.put_back(held.item);
+            match (&self.purpose, held.item.answer) {
+                (Purpose::Calls(_), Some(sender)) => drop(sender.send(Answer::Abandoned)),
+                (_, answer) => state.put_back(Item {
+                    answer,
+                    ..held.item
+                }),
+            }
         }
         let is_empty = state.members.is_empty();
         let wakers = state.wakers();
@@ -347,6 +390,31 @@ impl Desk {
 impl State {
     fn is_open(&self) -> bool {
         self.members.iter().any(|(_, member)| !member.is_stopped)
+    }
+
+    /// To the end of the line, where anybody takes from it.
+    fn push(&mut self, item: Item) -> Vec<Waker> {
+        if !self.is_open() {
+            return Vec::new();
+        }
+        self.bytes += item.message.byte_len();
+        self.waiting.push_back(item);
+        self.wakers()
+    }
+
+    /// To the next member in turn.
+    fn share_out(&mut self, item: Item) -> Option<Waker> {
+        let open = self.members.iter().filter(|(_, member)| !member.is_stopped);
+        let open: SmallVec<[usize; 8]> = open.map(|(number, _)| number).collect();
+        if open.is_empty() {
+            return None;
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let member = self.members.get_mut(open[self.turn % open.len()])?;
+        self.fleeting += 1;
+        self.bytes += item.message.byte_len();
+        member.share.push_back(item);
+        member.waker.take()
     }
 
     fn release(&mut self, number: usize, tag: Tag) -> Option<(Held, Option<Waker>)> {

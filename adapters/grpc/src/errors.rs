@@ -33,6 +33,8 @@ const FAILED: &str = "event_failed";
 const MAX_DETAILS: usize = 32 * 1024;
 /// The longest message of a status.
 const MAX_MESSAGE: usize = 1024;
+/// What a server of our library says at the deadline, under the wrong code.
+const EXPIRED: &str = "Timeout expired";
 /// What stands in the details of an error that may be tried again.
 const TRY_AGAIN: Duration = Duration::ZERO;
 
@@ -169,6 +171,9 @@ pub(crate) fn verdict(status: Status, subject: &Subject) -> Verdict {
             return Verdict::Failed(failed(&status, &info.metadata));
         }
         return Verdict::NotBegun(of_foreign(status, subject));
+    }
+    if status.code() == Code::Cancelled && status.message() == EXPIRED {
+        return Verdict::Error(Error::call_timeout(subject).with_source(status));
     }
     match status.code() {
         // Whoever answers so has looked for a handler and has none.

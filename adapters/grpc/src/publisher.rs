@@ -15,6 +15,7 @@ use futures::future::join_all;
 use futures::stream;
 
 use crate::errors::{self, Verdict};
+use crate::switchboard::Destination;
 use crate::transport::{Connection, Group};
 
 /// Between two tries at a group that has certainly not begun, doubled each time.
@@ -267,10 +268,10 @@ impl Connection {
             message,
             target,
             not_before,
-            guarantee: _,
+            guarantee,
         } = entry;
         if message.subject().is_dead_letters() {
-            return Some(self.bury(message));
+            return Some(self.bury(message, *guarantee));
         }
         let rejected = |error: Error| {
             Some(Published::Rejected(
@@ -287,14 +288,23 @@ impl Connection {
         errors::too_large(message, self.config.max_payload).map(Published::Rejected)
     }
 
-    fn bury(&self, letter: &Message) -> Published {
-        let told = match (letter.trail(), self.hub()) {
-            (Some(trail), Some(hub)) => hub.board.fail(letter, trail),
-            _ => false,
-        };
-        match told {
-            true => Published::Accepted(Receipt::new()),
-            false => {
+    /// Tells the sender of the event that this is the end of, and whoever in this program listens to dead letters.
+    fn bury(&self, letter: &Message, guarantee: Guarantee) -> Published {
+        let (mut told, mut heard) = (false, false);
+        if let Some(hub) = self.hub() {
+            told = letter
+                .trail()
+                .is_some_and(|trail| hub.board.fail(letter, trail));
+            if let Destination::Event(copies) = hub.board.find(letter.subject()) {
+                for desk in copies {
+                    heard |= desk.leave_behind(letter.clone());
+                }
+            }
+        }
+        match guarantee {
+            _ if told || heard => Published::Accepted(Receipt::new()),
+            Guarantee::AtMostOnce => Published::Accepted(Receipt::new().with_unrouted(true)),
+            Guarantee::AtLeastOnce => {
                 let text =
                     "gRPC keeps no dead letters, and the sender of this one does not wait any more";
                 Published::Rejected(Error::new(ErrorKind::NotFound, text))

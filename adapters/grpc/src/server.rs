@@ -122,10 +122,6 @@ impl Hub {
     }
 
     async fn start(&self, runtime: &Handle) -> Result<Running, Error> {
-        let (host, port) = (
-            self.listen.host.as_str(),
-            self.listen.port.unwrap_or_default(),
-        );
         let named = |error: Error| {
             error
                 .with_operation("listen")
@@ -159,13 +155,15 @@ impl Hub {
                 )
             })?;
         }
-        let listener = {
-            // The listener belongs to the runtime that serves.
-            let _entered = runtime.enter();
-            TcpListener::bind((host, port))
-        };
-        let listener = listener
+        // The listener belongs to the runtime that polls it first.
+        let (host, port) = (
+            self.listen.host.clone(),
+            self.listen.port.unwrap_or_default(),
+        );
+        let binding = runtime.spawn(async move { TcpListener::bind((host, port)).await });
+        let listener = binding
             .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|error| named(cannot_listen(error)))?;
         let sockets = Sockets::new(listener, self.config.max_connections, cut.clone(), open);
         let stopping = stop.clone().cancelled_owned();
@@ -475,7 +473,10 @@ async fn call(
     let waiting = desk.put(message, deadline).ok_or_else(stopped)?;
     match waiting.await {
         Ok(Answer::Reply(reply)) => respond(&reply),
-        Ok(Answer::Done | Answer::Failed(_)) | Err(_) => Err(stopped()),
+        Ok(Answer::Abandoned | Answer::Done | Answer::Failed(_)) => {
+            Err(Status::unavailable("the service ended before it answered"))
+        }
+        Err(_) => Err(stopped()),
     }
 }
 
@@ -515,7 +516,7 @@ async fn event(
         match answer {
             Ok(Answer::Done | Answer::Reply(_)) => {}
             Ok(Answer::Failed(trail)) => failed = failed.or(Some(trail)),
-            Err(_) => given_back = true,
+            Ok(Answer::Abandoned) | Err(_) => given_back = true,
         }
     }
     if given_back {

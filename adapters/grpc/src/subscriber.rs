@@ -7,7 +7,7 @@ use anywire::pattern::publish_subscribe::{
     Incoming, Received, Settle, SettleBatch, Settlement, Spec, Store, Stored, Subscriber,
 };
 use anywire::pattern::{Batch, Progress, PullResult, Pulled};
-use anywire::{Error, ErrorKind, Pattern};
+use anywire::{Error, ErrorKind};
 use async_trait::async_trait;
 
 use crate::desk::{Answer, Purpose};
@@ -39,9 +39,6 @@ impl GrpcSubscriber {
             provision: _,
             retention: _,
         } = spec;
-        if subscription.pattern.is_dead_letters() {
-            return Err(no_dead_letters());
-        }
         let purpose = Purpose::Events(subscription.clone(), *guarantee);
         let part = Part::open(&self.connection, purpose, *window).await?;
         Ok(Box::new(GrpcIncoming { part }))
@@ -64,15 +61,11 @@ impl Subscriber for GrpcSubscriber {
     }
 
     async fn declare(&self, stores: &[Store]) -> Vec<Result<(), Error>> {
-        let declare = |store: &Store| {
-            self.connection.check_open()?;
-            // The place of a dead letter is its sender, who is told.
-            match store.pattern.is_dead_letters() {
-                true => Ok(()),
-                false => Err(nothing_kept(&store.pattern)),
-            }
-        };
-        stores.iter().map(declare).collect()
+        // The store is the sender: he is told at once of what nobody takes, and of what was handled in vain.
+        stores
+            .iter()
+            .map(|_| self.connection.check_open())
+            .collect()
     }
 
     async fn stored(&self, _group: &str) -> Result<Vec<Stored>, Error> {
@@ -140,16 +133,4 @@ impl Settle for Part {
         }
         Progress::Done(batch)
     }
-}
-
-fn no_dead_letters() -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        "gRPC keeps no dead letters: what a handler fails for good goes back to its sender, as an error",
-    )
-}
-
-fn nothing_kept(pattern: &Pattern) -> Error {
-    let text = "gRPC keeps nothing: take `declare` out of the rule, or send the subject on a transport that stores";
-    Error::new(ErrorKind::Unsupported, text).with_context("pattern", pattern)
 }

@@ -418,7 +418,7 @@ mod tests {
     fn a_foreign_peer_sees_native_metadata() {
         let mut headers = Headers::new();
         headers.append("Tenant", "blue").unwrap();
-        headers.append("raw", vec![0, 255]).unwrap();
+        headers.append("raw", [0, 255].as_slice()).unwrap();
         headers.append("te", "x").unwrap();
         let (metadata, _) = metadata(&message().with_headers(headers));
         assert_eq!(metadata["tenant"], "blue");
@@ -492,7 +492,7 @@ mod tests {
             let mut all = Headers::new();
             for (name, value) in headers {
                 // A reserved name is refused.
-                let _ = all.append(&name, value);
+                let _ = all.append(&name, value.as_slice());
             }
             let sent = message().with_headers(all);
             let read = there_and_back(&sent);

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("a runtime");
-    let port = free_port();
+    let port = free_port().expect("a free port");
     let _entered = runtime.enter();
     let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}"));
     let grpc = Grpc {

@@ -10,7 +10,7 @@ use crate::{Ledger, PUBLISH_TIMEOUT, Test};
 
 behaviours! {
     l01_what_was_confirmed_outlives_a_killed_broker: [Confirm, Durable, Broker],
-    l03_a_message_that_no_store_took_is_an_error_of_its_own: [Unroutable],
+    l03_a_message_that_no_store_took_is_an_error_of_its_own: [Unroutable, AtLeastOnce],
     l03_at_most_once_does_not_ask_who_listens: [],
     l05_errors_say_what_they_are_and_whether_to_try_again: [],
     l07_a_repeated_id_is_accepted_and_delivered_once: [Dedup],
