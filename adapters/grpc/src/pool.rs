@@ -459,7 +459,9 @@ impl Dial {
             .http2_keep_alive_interval(config.keep_alive)
             .keep_alive_timeout(config.keep_alive_timeout)
             .keep_alive_while_idle(config.keep_alive_while_idle)
-            .http2_max_header_list_size(MAX_METADATA);
+            .http2_max_header_list_size(MAX_METADATA)
+            // Answers to calls that were given up come late, and many at once.
+            .http2_max_concurrent_reset_streams(config.max_in_flight);
         if let Some(tls) = &self.tls {
             let name = self.server_name.as_ref().unwrap_or(&peer.host);
             endpoint = endpoint

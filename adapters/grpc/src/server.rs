@@ -146,6 +146,8 @@ impl Hub {
             .http2_keepalive_interval(Some(self.config.keep_alive))
             .http2_keepalive_timeout(Some(self.config.keep_alive_timeout))
             .http2_max_header_list_size(MAX_METADATA)
+            // Callers whose deadlines end together reset their streams together: that is no attack.
+            .http2_max_pending_accept_reset_streams(Some(self.config.max_concurrent))
             .max_concurrent_streams(u32::try_from(self.config.max_concurrent).unwrap_or(u32::MAX));
         if let Some(tls) = tls {
             server = server.tls_config(tls).map_err(|error| {
