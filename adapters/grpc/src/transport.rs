@@ -276,6 +276,7 @@ impl Connection {
         if news.is_empty() {
             return;
         }
+        self.look();
         let this = Arc::downgrade(self);
         let watcher = tokio::spawn(async move {
             loop {
@@ -305,7 +306,8 @@ impl Connection {
         self.status.send_if_modified(|now| {
             let status = match (up, all) {
                 _ if up == all && all > 0 => Status::Connected,
-                (0, _) => Status::Reconnecting,
+                // Who is called himself goes on with that: services that wait for one another would never be healthy.
+                (0, _) if self.hub.is_none() => Status::Reconnecting,
                 _ => Status::Degraded(format!("{} of {all} peers cannot be reached", all - up)),
             };
             if *now == Status::Closed || *now == status {

@@ -1,0 +1,354 @@
+//! Events at least once on gRPC: the sender is the store. An emit ends when its handlers have, and what they fail comes back to it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anywire::transport::Status;
+use anywire::{ErrorKind, Failure, Result, Route, Router};
+use anywire_conformance::rig::{Seen, soon, until};
+use anywire_conformance::trials;
+use support::{address, alone, app, caller};
+use tokio::sync::Notify;
+
+trials![
+    [] =>
+    an_emit_ends_when_its_handler_has,
+    a_failure_comes_back_with_who_has_failed_it,
+    what_cannot_be_decoded_comes_back,
+    an_attempt_that_fails_is_tried_again_in_place,
+    a_schedule_that_this_wire_cannot_keep_stops_the_start,
+    an_event_that_nobody_takes_is_told,
+    several_groups_each_get_an_event_and_only_the_failed_again,
+    a_group_that_does_not_listen_is_not_missed,
+    the_instances_of_a_group_share_its_events,
+    an_instance_that_stops_hands_its_events_to_another,
+    an_emit_waits_for_a_peer_that_comes_in_time,
+    a_dead_letter_is_heard_in_its_own_program,
+    a_handler_that_waits_longer_than_the_emit_leaves_its_outcome_unknown,
+];
+
+async fn an_emit_ends_when_its_handler_has() {
+    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (Arc::clone(&begun), Arc::clone(&go));
+    let handler = move |_: u64| {
+        let (tell, wait) = (Arc::clone(&tell), Arc::clone(&wait));
+        async move {
+            tell.notify_one();
+            wait.notified().await;
+            Ok::<_, Failure>(())
+        }
+    };
+    let router = Router::new().on_event("shop.placed", handler);
+    let shop = app("shop", &alone(address()))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let client = shop.client();
+    let emitting = tokio::spawn(async move { client.emit("shop.placed", &1).await });
+    soon("the handler", begun.notified()).await;
+    assert!(
+        !emitting.is_finished(),
+        "it was accepted before it was handled"
+    );
+    go.notify_one();
+    soon("the receipt", emitting).await.unwrap().unwrap();
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_failure_comes_back_with_who_has_failed_it() {
+    let refuse = async |_: u64| -> Result<()> { Err(Failure::permanent("no funds")) };
+    let router = Router::new().route(Route::event("shop.placed", refuse).name("charge"));
+    let shop = app("billing", &alone(address()))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let error = shop.client().emit("shop.placed", &1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected, "{error:?}");
+    assert_eq!(error.context("handler"), Some("charge"));
+    let text = error.to_string();
+    assert!(
+        text.contains("no funds") && text.contains("billing"),
+        "{text}"
+    );
+    shop.shutdown().await.unwrap();
+}
+
+async fn what_cannot_be_decoded_comes_back() {
+    let seen = Seen::default();
+    let router = Router::new().on_event("shop.placed", seen.handler());
+    let shop = app("shop", &alone(address()))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let error = shop
+        .client()
+        .emit("shop.placed", "three mugs")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected, "{error:?}");
+    assert_eq!(seen.count(), 0);
+    shop.shutdown().await.unwrap();
+}
+
+async fn an_attempt_that_fails_is_tried_again_in_place() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&attempts);
+    let handler = move |_: u64| {
+        let attempt = counting.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match attempt {
+                2 => Ok(()),
+                _ => Err(Failure::transient("not yet")),
+            }
+        }
+    };
+    let router = Router::new().on_event("shop.placed", handler);
+    let shop = app("shop", &alone(address()))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    shop.client().emit("shop.placed", &1).await.unwrap();
+    assert_eq!(attempts.load(Ordering::SeqCst), 3);
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_schedule_that_this_wire_cannot_keep_stops_the_start() {
+    let url = format!("url = 'grpc://?listen={}'", address());
+    let router = || {
+        Router::new().route(Route::event("shop.placed", Seen::default().handler()).name("placed"))
+    };
+    let error = app("shop", &url)
+        .router(router())
+        .start()
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let text = error.to_string();
+    assert!(
+        text.contains("placed") && text.contains("retr") && text.contains("main"),
+        "{text}"
+    );
+    // Who only calls has nowhere to be reached.
+    let error = app(
+        "shop",
+        &format!("{}\n[defaults]\nretry = ['1s']", caller(&[address()])),
+    );
+    let error = error.router(router()).start().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("?listen="), "{error}");
+}
+
+async fn an_event_that_nobody_takes_is_told() {
+    let router = Router::new().on_event("shop.placed", Seen::default().handler());
+    let shop = app("shop", &alone(address()))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let error = shop.client().emit("shop.cancelled", &1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute, "{error:?}");
+    shop.shutdown().await.unwrap();
+}
+
+async fn several_groups_each_get_an_event_and_only_the_failed_again() {
+    let (billing, stock) = (address(), address());
+    let (charged, reserved) = (Seen::default(), Seen::default());
+    let is_open = Arc::new(AtomicBool::new(false));
+    let (opened, reserve) = (Arc::clone(&is_open), reserved.handler());
+    let reserve = move |number: u64| {
+        let done = opened.load(Ordering::SeqCst).then(|| reserve(number));
+        async move { done.ok_or_else(|| Failure::permanent("closed"))?.await }
+    };
+    let one = Router::new().on_event("shop.placed", charged.handler());
+    let one = app("billing", &alone(billing))
+        .router(one)
+        .start()
+        .await
+        .unwrap();
+    let other = Router::new().on_event("shop.placed", reserve);
+    let other = app("stock", &alone(stock))
+        .router(other)
+        .start()
+        .await
+        .unwrap();
+    let config = format!(
+        "url = 'grpc://'\n[transports.main.grpc.groups]\nbilling = ['{billing}']\nstock = ['{stock}']"
+    );
+    let shop = app("shop", &config).start().await.unwrap();
+    let client = shop.client();
+    let error = client
+        .emit("shop.placed", &1)
+        .id("order-1")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected, "{error:?}");
+    assert_eq!(error.context("group"), Some("stock"));
+    is_open.store(true, Ordering::SeqCst);
+    client.emit("shop.placed", &1).id("order-1").await.unwrap();
+    assert_eq!((charged.count(), reserved.count()), (1, 1));
+    // Another event goes to both.
+    client.emit("shop.placed", &2).await.unwrap();
+    assert_eq!((charged.count(), reserved.count()), (2, 2));
+    for app in [shop, one, other] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn a_group_that_does_not_listen_is_not_missed() {
+    let (billing, stock) = (address(), address());
+    let charged = Seen::default();
+    let one = Router::new().on_event("shop.placed", charged.handler());
+    let one = app("billing", &alone(billing))
+        .router(one)
+        .start()
+        .await
+        .unwrap();
+    let other = Router::new().on_event("shop.counted", Seen::default().handler());
+    let other = app("stock", &alone(stock))
+        .router(other)
+        .start()
+        .await
+        .unwrap();
+    let config = format!(
+        "url = 'grpc://'\n[transports.main.grpc.groups]\nbilling = ['{billing}']\nstock = ['{stock}']"
+    );
+    let shop = app("shop", &config).start().await.unwrap();
+    shop.client().emit("shop.placed", &1).await.unwrap();
+    assert_eq!(charged.count(), 1);
+    let error = shop.client().emit("shop.lost", &1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute, "{error:?}");
+    for app in [shop, one, other] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn the_instances_of_a_group_share_its_events() {
+    let (here, there) = (address(), address());
+    let (one, other) = (Seen::default(), Seen::default());
+    let start = async |at, seen: &Seen| {
+        let router = Router::new().on_event("shop.placed", seen.handler());
+        app("billing", &alone(at))
+            .router(router)
+            .start()
+            .await
+            .unwrap()
+    };
+    let (first, second) = (start(here, &one).await, start(there, &other).await);
+    let shop = app("shop", &caller(&[here, there])).start().await.unwrap();
+    let numbers: Vec<u64> = (0..200).collect();
+    // Both connections are there before it is looked at who gets what.
+    let status = shop.client().transport("main").unwrap().status();
+    until("both connections", || *status.borrow() == Status::Connected).await;
+    shop.client()
+        .emit_all("shop.placed", &numbers)
+        .await
+        .unwrap();
+    assert_eq!(one.count() + other.count(), 200);
+    assert!(
+        one.count() > 50 && other.count() > 50,
+        "{} and {}",
+        one.count(),
+        other.count()
+    );
+    for app in [shop, first, second] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn an_instance_that_stops_hands_its_events_to_another() {
+    let (here, there) = (address(), address());
+    let (one, other) = (Seen::default(), Seen::default());
+    let start = async |at, seen: &Seen| {
+        let router = Router::new().on_event("shop.placed", seen.handler());
+        app("billing", &alone(at))
+            .router(router)
+            .start()
+            .await
+            .unwrap()
+    };
+    let (first, second) = (start(here, &one).await, start(there, &other).await);
+    let shop = app("shop", &caller(&[here, there])).start().await.unwrap();
+    let client = shop.client();
+    let emitting = tokio::spawn(async move {
+        for number in 0..2_000_u64 {
+            client.emit("shop.placed", &number).await.unwrap();
+        }
+    });
+    until("traffic", || one.count() > 100).await;
+    first.shutdown().await.unwrap();
+    soon("the rest", emitting).await.unwrap();
+    let mut all = one.distinct();
+    all.extend(other.distinct());
+    all.sort_unstable();
+    assert_eq!(all, (0..2_000).collect::<Vec<_>>());
+    for app in [shop, second] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn an_emit_waits_for_a_peer_that_comes_in_time() {
+    let at = address();
+    let shop = app("shop", &caller(&[at])).start().await.unwrap();
+    let client = shop.client();
+    let error = client
+        .request::<_, u64>("shop.quote", &1)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    let emitting = tokio::spawn(async move { client.emit("shop.placed", &1).await });
+    let seen = Seen::default();
+    let router = Router::new().on_event("shop.placed", seen.handler());
+    let billing = app("billing", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    soon("the receipt", emitting).await.unwrap().unwrap();
+    assert_eq!(seen.count(), 1);
+    for app in [shop, billing] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn a_dead_letter_is_heard_in_its_own_program() {
+    let refuse = async |_: u64| -> Result<()> { Err(Failure::permanent("no funds")) };
+    let router = Router::new().on_event("shop.placed", refuse);
+    let shop = app("billing", &alone(address()))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let client = shop.client();
+    let letters = client
+        .subscribe::<u64>("anywire.dead.billing")
+        .group("watch");
+    let mut letters = letters.await.unwrap();
+    client.emit("shop.placed", &7).await.unwrap_err();
+    let letter = soon("the letter", letters.next()).await.unwrap().unwrap();
+    assert_eq!(letter.message().trail().unwrap().attempt, 1);
+    assert_eq!(letter.take().await.unwrap(), 7);
+    drop(letters);
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_handler_that_waits_longer_than_the_emit_leaves_its_outcome_unknown() {
+    let never = async |_: u64| -> Result<()> { std::future::pending().await };
+    let router = Router::new().on_event("shop.placed", never);
+    let config = format!("{}\ntimeout = '2s'", alone(address()));
+    let shop = app("shop", &config).router(router).start().await.unwrap();
+    let client = shop.client();
+    let emit = client
+        .emit("shop.placed", &1)
+        .timeout(Duration::from_millis(200));
+    let error = soon("an end", emit.into_future()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error:?}");
+    shop.shutdown().await.unwrap();
+}

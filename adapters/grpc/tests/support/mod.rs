@@ -1,0 +1,123 @@
+//! Apps on gRPC, and what speaks to them without being one.
+
+#![allow(clippy::unwrap_used)]
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use anywire::{App, Config};
+use anywire_conformance::rig::free_port;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use tonic::body::Body;
+use tonic::transport::{Channel, Endpoint};
+use tower_service::Service;
+
+/// An app with this configuration and no other.
+pub(crate) fn app(name: &str, toml: &str) -> App {
+    App::new(name)
+        .adapter(anywire_grpc::adapter())
+        .config(Config::from_toml(toml).unwrap())
+}
+
+/// An address of this machine that nobody has.
+pub(crate) fn address() -> SocketAddr {
+    ([127, 0, 0, 1], free_port().unwrap()).into()
+}
+
+/// The configuration of who listens here and calls itself; a step above a second is nothing for this wire.
+pub(crate) fn alone(address: SocketAddr) -> String {
+    format!("url = 'grpc://?listen={address}'\n[defaults]\nretry = ['10ms', '20ms']")
+}
+
+/// The configuration of who calls these.
+pub(crate) fn caller(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    format!("url = 'grpc://{}'", addresses.join(","))
+}
+
+/// A client that writes its frames itself.
+pub(crate) struct Raw(Channel);
+
+impl Raw {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self(
+            Endpoint::from_shared(format!("http://{address}"))
+                .unwrap()
+                .connect_lazy(),
+        )
+    }
+
+    /// Sends these bytes as a body, and gives the answer's status and message.
+    pub(crate) async fn send(
+        &mut self,
+        path: &str,
+        headers: &[(&'static str, &[u8])],
+        body: Bytes,
+    ) -> (u16, Option<String>, String) {
+        let mut request = http::Request::post(path).header("te", "trailers");
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/grpc+json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, http::HeaderValue::from_bytes(value).unwrap());
+        }
+        let request = request.body(Body::new(OneFrame(Some(body)))).unwrap();
+        std::future::poll_fn(|cx| self.0.poll_ready(cx))
+            .await
+            .unwrap();
+        let response = self.0.call(request).await.unwrap();
+        let code = response.status().as_u16();
+        let said = trailers(response).await;
+        let text = |name: &str| {
+            said.get(name)
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        (
+            code,
+            text("grpc-status"),
+            text("grpc-message").unwrap_or_default(),
+        )
+    }
+}
+
+/// The headers of a response, and its trailers where there is no status in them.
+async fn trailers(response: Response<Body>) -> HeaderMap {
+    let (parts, mut body) = response.into_parts();
+    let mut all = parts.headers;
+    let frame =
+        |body: &mut Body, cx: &mut Context<'_>| http_body::Body::poll_frame(Pin::new(body), cx);
+    while let Some(Ok(part)) = std::future::poll_fn(|cx| frame(&mut body, cx)).await {
+        if let Ok(trailers) = part.into_trailers() {
+            all.extend(trailers);
+        }
+    }
+    all
+}
+
+/// A gRPC frame with this payload, and with this length in its head.
+pub(crate) fn frame(payload: &[u8], length: u32) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(length);
+    frame.put_slice(payload);
+    frame.freeze()
+}
+
+struct OneFrame(Option<Bytes>);
+
+impl http_body::Body for OneFrame {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
