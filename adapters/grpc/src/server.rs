@@ -42,8 +42,8 @@ use crate::wire;
 
 /// The most bytes of metadata in one message, in both directions.
 pub(crate) const MAX_METADATA: u32 = 128 * 1024;
-/// How long an orderly end may take beyond what its caller allows: the library can wait for ever for a client that is silent.
-const LAST: Duration = Duration::from_millis(100);
+/// How long clients without a request may take to go: one that is silent never does, and the library waits for it.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// The servers of this program, by their addresses.
 #[derive(Debug, Default)]
@@ -99,6 +99,8 @@ struct Running {
     stop: CancellationToken,
     /// Ends what is left.
     cut: CancellationToken,
+    /// The requests that are under way.
+    admitted: Arc<Semaphore>,
     /// Resolves when the port is free.
     closed: oneshot::Receiver<()>,
     task: JoinHandle<()>,
@@ -129,13 +131,14 @@ impl Hub {
         };
         let tls = self.config.server_tls().map_err(named)?;
         let (health, probe) = health();
+        let admitted = Arc::new(Semaphore::new(self.most()));
         let services = Services {
             probe,
             reflection: Reflection::new(&self.config.descriptors).map_err(named)?,
             hub: Front {
                 board: Arc::clone(&self.board),
                 clock: Arc::clone(&self.clock),
-                admitted: Arc::new(Semaphore::new(self.config.max_concurrent)),
+                admitted: Arc::clone(&admitted),
                 max_payload: self.config.max_payload,
             },
         };
@@ -187,6 +190,7 @@ impl Hub {
             health,
             stop,
             cut,
+            admitted,
             closed,
             task,
         })
@@ -214,18 +218,25 @@ impl Hub {
         let _ = ending.closed.await;
         // Whoever comes next may listen while the last requests end.
         drop(running);
-        let mut task = ending.task;
         let deadline = self.clock.now() + grace;
+        let all = u32::try_from(self.most()).unwrap_or(u32::MAX);
+        let mut task = ending.task;
         let in_time = tokio::select! {
-            _ = &mut task => true,
+            _ = &mut task => return true,
+            _ = ending.admitted.acquire_many(all) => true,
             () = self.clock.sleep_until(deadline) => false,
         };
-        if !in_time {
-            ending.cut.cancel();
-            let _ = tokio::time::timeout(LAST, &mut task).await;
-            task.abort();
+        if in_time && tokio::time::timeout(LINGER, &mut task).await.is_ok() {
+            return true;
         }
+        ending.cut.cancel();
+        let _ = tokio::time::timeout(LINGER, &mut task).await;
+        task.abort();
         in_time
+    }
+
+    fn most(&self) -> usize {
+        self.config.max_concurrent.min(Semaphore::MAX_PERMITS)
     }
 
     /// Ends the part of a user who vanished without a word: what is under way with the last one is cut off.

@@ -38,6 +38,9 @@ use crate::server::{Hub, Hubs};
 use crate::subscriber::GrpcSubscriber;
 use crate::wire;
 
+/// How many connections of one request may turn out to be gone before it was sent.
+const MOST_STALE: u32 = 4;
+
 /// Makes transports that call their peers and are called by them: what [`adapter`](crate::adapter) makes.
 ///
 /// All transports of one adapter, and of its clones, that listen at the same address share one server there.
@@ -409,6 +412,7 @@ impl Connection {
         let path = names::path(subject).map_err(Verdict::Error)?;
         let mut tried = Tried::new();
         let mut last: Option<Verdict> = None;
+        let mut stale = 0;
         loop {
             let line = match group.pool.line(&tried).await {
                 Ok(Some(line)) => line,
@@ -473,9 +477,12 @@ impl Connection {
                     }
                 }
                 Verdict::NotSent(error) => {
+                    // The peer may have started again meanwhile: it is asked on a new connection.
                     group.pool.lost(&line);
-                    tried.push(line.key());
-                    last = last.or(Some(Verdict::NotSent(error)));
+                    stale += 1;
+                    if stale > MOST_STALE {
+                        return Err(Verdict::NotSent(error));
+                    }
                 }
                 Verdict::Lost(error) => {
                     group.pool.lost(&line);

@@ -1,1 +1,225 @@
-fn main() {}
+//! What a peer may send that is wrong is answered with a status that says so, and the service goes on.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use anywire::{ErrorKind, Raw as Payload, RemoteError, Result, Router, RunningApp};
+use anywire_conformance::rig::{Seen, resident, soon};
+use anywire_conformance::trials;
+use bytes::Bytes;
+use support::{Raw, address, alone, app, frame};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+trials![
+    in turn, [] =>
+    a_frame_that_tells_more_than_it_may_hold_is_refused_unread,
+    a_method_that_nobody_has_is_unimplemented,
+    bad_metadata_is_an_invalid_argument,
+    what_is_no_grpc_is_told_so,
+    a_request_without_a_frame_is_told_so,
+    a_payload_over_the_limit_is_refused_before_the_socket_and_the_next_goes_through,
+    who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers,
+    too_many_requests_at_once_are_shed,
+];
+
+async fn size(Payload(bytes): Payload) -> Result<usize> {
+    Ok(bytes.len())
+}
+
+async fn padding(size: usize) -> Result<Payload> {
+    Ok(Payload(vec![b'x'; size].into()))
+}
+
+async fn service(config: &str) -> RunningApp {
+    let router = Router::new()
+        .on_call("shop.size", size)
+        .on_call("shop.padding", padding)
+        .on_event("shop.placed", Seen::default().handler());
+    app("shop", config).router(router).start().await.unwrap()
+}
+
+/// It still answers.
+async fn answers(shop: &RunningApp) {
+    let client = shop.client();
+    let size = client.request::<_, usize>("shop.size", &Payload("four".into()));
+    assert_eq!(soon("an answer", size.into_future()).await.unwrap(), 4);
+}
+
+async fn a_frame_that_tells_more_than_it_may_hold_is_refused_unread() {
+    let at = address();
+    let shop = service(&alone(at)).await;
+    let mut raw = Raw::new(at);
+    let before = resident();
+    for path in ["/shop/size", "/shop/placed"] {
+        for length in [u32::MAX, 5 * 1024 * 1024] {
+            let answer = raw.send(path, &[], frame(b"x", length));
+            let (_, status, message) = soon("an answer", answer).await;
+            assert_eq!(status.as_deref(), Some("11"), "{message}");
+        }
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 * 1024 * 1024, "{grown} bytes more");
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_method_that_nobody_has_is_unimplemented() {
+    let at = address();
+    let shop = service(&alone(at)).await;
+    let mut raw = Raw::new(at);
+    for path in [
+        "/shop/lost",
+        "/shop.size",
+        "/",
+        "/a/b/c",
+        "/shop/%ff",
+        "/anywire.dead/shop",
+    ] {
+        let answer = raw.send(path, &[], frame(b"1", 1));
+        let (_, status, message) = soon("an answer", answer).await;
+        assert_eq!(status.as_deref(), Some("12"), "{path}: {message}");
+    }
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn bad_metadata_is_an_invalid_argument() {
+    let at = address();
+    let shop = service(&alone(at)).await;
+    let mut raw = Raw::new(at);
+    for (name, value) in [
+        ("trace-bin", b"***".as_slice()),
+        ("tenant", b"\xff\xfe"),
+        ("grpc-timeout", b"soon"),
+    ] {
+        for path in ["/shop/size", "/shop/placed"] {
+            let headers = [(name, value)];
+            let answer = raw.send(path, &headers, frame(b"1", 1));
+            let (_, status, message) = soon("an answer", answer).await;
+            assert_eq!(status.as_deref(), Some("3"), "{message}");
+            assert!(message.contains(name), "{message}");
+        }
+    }
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn what_is_no_grpc_is_told_so() {
+    let at = address();
+    let shop = service(&alone(at)).await;
+    let mut raw = Raw::new(at);
+    for kind in ["application/json", "text/html", "application/grpcx"] {
+        let headers = [("content-type", kind.as_bytes())];
+        let answer = raw.send("/shop/size", &headers, Bytes::from_static(b"{}"));
+        assert_eq!(soon("an answer", answer).await.0, 415, "{kind}");
+    }
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_request_without_a_frame_is_told_so() {
+    let at = address();
+    let shop = service(&alone(at)).await;
+    let mut raw = Raw::new(at);
+    for body in [
+        Bytes::new(),
+        Bytes::from_static(b"\0\0"),
+        frame(b"x", 9),
+        Bytes::from_static(b"\x07\0\0\0\x01x"),
+    ] {
+        let answer = raw.send("/shop/size", &[], body.clone());
+        let (_, status, message) = soon("an answer", answer).await;
+        assert!(
+            status.as_deref().is_some_and(|status| status != "0"),
+            "{body:?}: {message}"
+        );
+    }
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_payload_over_the_limit_is_refused_before_the_socket_and_the_next_goes_through() {
+    let config = format!(
+        "{}\n[transports.main.grpc]\nmax_payload = 65536",
+        alone(address())
+    );
+    let shop = service(&config).await;
+    let client = shop.client();
+    let large = Payload(vec![b'1'; 70_000].into());
+    let emitted = client.emit("shop.placed", &large).await.unwrap_err();
+    assert_eq!(emitted.kind(), ErrorKind::TooLarge, "{emitted}");
+    let asked = client
+        .request::<_, usize>("shop.size", &large)
+        .await
+        .unwrap_err();
+    assert_eq!(asked.kind(), ErrorKind::TooLarge, "{asked}");
+    // The reply is the other side's, which says why there is none.
+    let answered = client
+        .request::<_, Payload>("shop.padding", &70_000)
+        .await
+        .unwrap_err();
+    let code = answered.as_remote().map(RemoteError::code);
+    assert_eq!(code, Some(RemoteError::TOO_LARGE), "{answered:?}");
+    client.emit("shop.placed", &1).await.unwrap();
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers() {
+    let at = address();
+    let shop = service(&alone(at)).await;
+    for words in [
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".as_slice(),
+        &[0xff; 4096],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        let mut socket = TcpStream::connect(at).await.unwrap();
+        socket.write_all(words).await.unwrap();
+        let mut said = Vec::new();
+        // What it says is HTTP's business; that it ends is ours.
+        let _ = soon("the end", socket.read_to_end(&mut said)).await;
+    }
+    // One who says nothing at all does not hold up the end.
+    let silent = TcpStream::connect(at).await.unwrap();
+    answers(&shop).await;
+    let start = std::time::Instant::now();
+    shop.shutdown().await.unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    drop(silent);
+}
+
+async fn too_many_requests_at_once_are_shed() {
+    let at = address();
+    let config = format!("{}\n[transports.main.grpc]\nmax_concurrent = 2", alone(at));
+    let wait = async |_: u64| -> Result<u64> { std::future::pending().await };
+    let router = Router::new()
+        .on_call("shop.wait", wait)
+        .on_call("shop.size", size);
+    let shop = app("shop", &config).router(router).start().await.unwrap();
+    let client = shop.client();
+    let waiting = (0..8).map(|_| {
+        let call = client
+            .request::<_, u64>("shop.wait", &1)
+            .timeout(Duration::from_millis(500));
+        call.into_future()
+    });
+    let ends = futures::future::join_all(waiting).await;
+    let kinds: Vec<_> = ends
+        .into_iter()
+        .map(|end| end.unwrap_err().kind())
+        .collect();
+    let late = kinds
+        .iter()
+        .filter(|kind| **kind == ErrorKind::Timeout)
+        .count();
+    assert!(late >= 2, "{kinds:?}");
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}

@@ -1,1 +1,362 @@
-fn main() {}
+//! Peers that are not there, that die, and that come back: each call ends by its deadline, and one dead address costs nothing.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anywire::transport::Status;
+use anywire::{
+    Context, ErrorKind, Failure, Headers, Raw as Payload, RemoteError, Result, Router, RunningApp,
+};
+use anywire_conformance::proxy::{Direction, Proxy};
+use anywire_conformance::rig::{Seen, soon, until, until_async};
+use anywire_conformance::trials;
+use support::{address, alone, app, caller};
+use tokio::net::TcpListener;
+
+trials![
+    [] =>
+    one_dead_address_of_two_costs_no_call,
+    one_silent_address_of_two_costs_no_call,
+    one_dead_address_behind_a_name_costs_no_call,
+    a_server_that_is_killed_ends_each_call_by_its_deadline,
+    a_peer_that_falls_silent_is_taken_out_and_comes_back,
+    a_peer_that_starts_again_is_found,
+    an_instance_without_the_handler_passes_the_call_on,
+    a_refusal_comes_back_whole,
+    the_deadline_and_the_headers_travel,
+    health_is_told_to_whoever_asks,
+    who_ends_lets_running_calls_end,
+    two_settings_at_one_address_stop_the_start,
+];
+
+async fn double(number: u64) -> Result<u64> {
+    Ok(2 * number)
+}
+
+async fn service(at: SocketAddr) -> RunningApp {
+    let router = Router::new().on_call("shop.double", double);
+    app("shop", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap()
+}
+
+/// Calls that must all be answered, soon after the caller has come up.
+async fn all_answered(caller: &RunningApp) {
+    let client = caller.client();
+    let start = Instant::now();
+    for number in 0..100 {
+        let call = client
+            .request::<_, u64>("shop.double", &number)
+            .timeout(Duration::from_secs(3));
+        assert_eq!(call.await.unwrap(), 2 * number);
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+async fn one_dead_address_of_two_costs_no_call() {
+    let (alive, dead) = (address(), address());
+    let shop = service(alive).await;
+    for order in [[dead, alive], [alive, dead]] {
+        let caller = app("till", &caller(&order)).start().await.unwrap();
+        all_answered(&caller).await;
+        let status = caller.client().transport("main").unwrap().status();
+        let is_told =
+            || matches!(&*status.borrow(), Status::Degraded(why) if why.contains("1 of 2"));
+        until("the news of it", is_told).await;
+        caller.shutdown().await.unwrap();
+    }
+    shop.shutdown().await.unwrap();
+}
+
+async fn one_silent_address_of_two_costs_no_call() {
+    // It takes connections and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let alive = address();
+    let shop = service(alive).await;
+    let caller = app("till", &caller(&[silent.local_addr().unwrap(), alive]));
+    let caller = caller.start().await.unwrap();
+    let client = caller.client();
+    // A connection that was taken is held for one that works, until a call says otherwise; then it is out.
+    let answered = async || {
+        let call = client
+            .request::<_, u64>("shop.double", &1)
+            .timeout(Duration::from_millis(300));
+        call.await.is_ok()
+    };
+    until_async("an answer", answered).await;
+    shop.shutdown().await.unwrap();
+    caller.shutdown().await.unwrap();
+}
+
+async fn one_dead_address_behind_a_name_costs_no_call() {
+    // `localhost` is two addresses on most machines; we listen at one of them.
+    let alive = address();
+    let shop = service(alive).await;
+    let url = format!("url = 'grpc://localhost:{}'", alive.port());
+    let caller = app("till", &url).start().await.unwrap();
+    all_answered(&caller).await;
+    caller.shutdown().await.unwrap();
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_server_that_is_killed_ends_each_call_by_its_deadline() {
+    let at = address();
+    let never = async |_: u64| -> Result<u64> { std::future::pending().await };
+    let router = Router::new().on_call("shop.wait", never);
+    let shop = app("shop", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let proxy = Proxy::start(at).await.unwrap();
+    let caller = app("till", &caller(&[proxy.address()]))
+        .start()
+        .await
+        .unwrap();
+    let client = caller.client();
+    let calls: Vec<_> = (0..50)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let start = Instant::now();
+                let call = client
+                    .request::<_, u64>("shop.wait", &number)
+                    .timeout(Duration::from_secs(2));
+                (call.await.unwrap_err().kind(), start.elapsed())
+            })
+        })
+        .collect();
+    until("the calls on their way", || {
+        proxy.counters().to_server > 2_000
+    })
+    .await;
+    proxy.reset_all();
+    for call in calls {
+        let (kind, took) = soon("its end", call).await.unwrap();
+        let is_right = matches!(
+            kind,
+            ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::Unavailable
+        );
+        assert!(is_right, "{kind}");
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+    caller.shutdown().await.unwrap();
+    let _ = shop.shutdown().await;
+}
+
+async fn a_peer_that_falls_silent_is_taken_out_and_comes_back() {
+    let at = address();
+    let shop = service(at).await;
+    let proxy = Proxy::start(at).await.unwrap();
+    let caller = app("till", &caller(&[proxy.address()]))
+        .start()
+        .await
+        .unwrap();
+    let client = caller.client();
+    assert_eq!(
+        client.request::<_, u64>("shop.double", &1).await.unwrap(),
+        2
+    );
+    proxy.blackhole(Direction::ToServer);
+    let call = client
+        .request::<_, u64>("shop.double", &1)
+        .timeout(Duration::from_millis(300));
+    let start = Instant::now();
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(start.elapsed() < Duration::from_secs(1));
+    proxy.heal().await.unwrap();
+    // It would be asked for a sign of life only after twenty seconds.
+    let answered = async || {
+        let call = client
+            .request::<_, u64>("shop.double", &1)
+            .timeout(Duration::from_millis(300));
+        call.await.is_ok()
+    };
+    let start = Instant::now();
+    until_async("an answer", answered).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    caller.shutdown().await.unwrap();
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_peer_that_starts_again_is_found() {
+    let at = address();
+    let shop = service(at).await;
+    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    all_answered(&caller).await;
+    shop.shutdown().await.unwrap();
+    let client = caller.client();
+    let start = Instant::now();
+    let error = client
+        .request::<_, u64>("shop.double", &1)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let shop = service(at).await;
+    all_answered(&caller).await;
+    for app in [caller, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn an_instance_without_the_handler_passes_the_call_on() {
+    let (old, new) = (address(), address());
+    let router = Router::new().on_event("shop.placed", Seen::default().handler());
+    let one = app("shop", &alone(old))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let other = service(new).await;
+    let caller = app("till", &caller(&[old, new])).start().await.unwrap();
+    all_answered(&caller).await;
+    let error = caller
+        .client()
+        .request::<_, u64>("shop.lost", &1)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRoute, "{error:?}");
+    for app in [caller, one, other] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn a_refusal_comes_back_whole() {
+    let at = address();
+    let refuse = async |item: String| -> Result<u64> {
+        let details = serde_json::json!({ "item": item, "päck": [1, 2] });
+        let failure = Failure::permanent("there is no such thing");
+        Err(failure.with_code("unknown_item").with_details(details))
+    };
+    let router = Router::new().on_call("shop.quote", refuse);
+    let shop = app("shop", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let error = caller
+        .client()
+        .request::<_, u64>("shop.quote", "unicörn")
+        .await
+        .unwrap_err();
+    let remote: &RemoteError = error.as_remote().unwrap();
+    assert_eq!(
+        (remote.code(), remote.message()),
+        ("unknown_item", "there is no such thing")
+    );
+    assert!(!remote.is_retryable());
+    let details = remote.details_as::<serde_json::Value>().unwrap();
+    assert_eq!(
+        details,
+        serde_json::json!({ "item": "unicörn", "päck": [1, 2] })
+    );
+    for app in [caller, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn the_deadline_and_the_headers_travel() {
+    let at = address();
+    let told = async |_: u64, headers: Headers, context: Context| -> Result<(String, u64)> {
+        let left = context
+            .deadline()
+            .unwrap()
+            .saturating_duration_since(Instant::now());
+        let tenant = headers.get_str("tenant").unwrap_or_default().to_owned();
+        Ok((tenant, left.as_millis() as u64))
+    };
+    let router = Router::new().on_call("shop.told", told);
+    let shop = app("shop", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let client = caller.client();
+    let call = client.request::<_, (String, u64)>("shop.told", &1);
+    let (tenant, left) = call
+        .header("tenant", "blau")
+        .timeout(Duration::from_secs(7))
+        .await
+        .unwrap();
+    assert_eq!(tenant, "blau");
+    assert!((5_000..=7_001).contains(&left), "{left}");
+    for app in [caller, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn health_is_told_to_whoever_asks() {
+    let at = address();
+    let shop = service(at).await;
+    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let call = caller.client();
+    // The request is an empty message of Protocol Buffers, and SERVING is 1.
+    let empty = Payload(Vec::new().into());
+    let call = call.request::<_, Payload>("grpc.health.v1.Health.Check", &empty);
+    assert_eq!(call.await.unwrap().0.as_ref(), [0x08, 1]);
+    for app in [caller, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn who_ends_lets_running_calls_end() {
+    let at = address();
+    let begun = std::sync::Arc::new(tokio::sync::Notify::new());
+    let tell = std::sync::Arc::clone(&begun);
+    let slow = move |number: u64| {
+        let tell = std::sync::Arc::clone(&tell);
+        async move {
+            tell.notify_one();
+            // Work that takes its time, while the app stops.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok::<u64, Failure>(number)
+        }
+    };
+    let router = Router::new().on_call("shop.slow", slow);
+    let shop = app("shop", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let client = caller.client();
+    let call = tokio::spawn(async move { client.request::<_, u64>("shop.slow", &7).await });
+    soon("the handler", begun.notified()).await;
+    shop.shutdown().await.unwrap();
+    assert_eq!(soon("the answer", call).await.unwrap().unwrap(), 7);
+    caller.shutdown().await.unwrap();
+}
+
+async fn two_settings_at_one_address_stop_the_start() {
+    let at = address();
+    let config = format!(
+        "events = 'other'\n{}\n[transports.other]\nurl = 'grpc://?listen={at}'\n[transports.other.grpc]\nmax_payload = 7",
+        alone(at)
+    );
+    let router = Router::new()
+        .on_call("shop.double", double)
+        .on_event("shop.placed", Seen::default().handler());
+    let error = app("shop", &config)
+        .router(router)
+        .start()
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains(&at.to_string()), "{error}");
+}
