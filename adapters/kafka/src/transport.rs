@@ -10,6 +10,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber, SubscriptionId};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{Capabilities, DeliveryCount, Error, Limits, OrderScope, Pattern, Support};
 use async_trait::async_trait;
@@ -173,6 +174,10 @@ impl Transport for KafkaTransport {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         Some(Arc::new(KafkaResponder::new(Arc::clone(&self.connection))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        None
     }
 
     fn status(&self) -> watch::Receiver<Status> {

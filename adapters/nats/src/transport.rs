@@ -9,6 +9,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::transport::{Adapter, BrokerObject, Seldom, Status, Transport};
 use anywire::{Capabilities, DeliveryCount, Error, Limits, MAX_SUBJECT_LEN, OrderScope, Support};
 use async_nats::Event;
@@ -174,6 +175,10 @@ impl Transport for NatsTransport {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         Some(Arc::new(NatsResponder::new(Arc::clone(&self.connection))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        None
     }
 
     fn status(&self) -> watch::Receiver<Status> {

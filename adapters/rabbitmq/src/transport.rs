@@ -9,6 +9,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{
     Capabilities, DeliveryCount, Error, ErrorKind, Limits, MAX_SUBJECT_LEN, OrderScope, Support,
@@ -188,6 +189,10 @@ impl Transport for RabbitmqTransport {
         Some(Arc::new(RabbitmqResponder::new(Arc::clone(
             &self.connection,
         ))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        None
     }
 
     fn status(&self) -> watch::Receiver<Status> {

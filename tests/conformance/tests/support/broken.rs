@@ -13,6 +13,7 @@ use anywire::pattern::publish_subscribe::{
     Spec, Store, Stored, Subscriber, SubscriptionId, Target,
 };
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{Capabilities, Error, ErrorKind, Headers, Message, Receipt};
@@ -159,6 +160,10 @@ impl Transport for Broken {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         self.inner.responder()
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        self.inner.streamer()
     }
 
     fn status(&self) -> watch::Receiver<Status> {
