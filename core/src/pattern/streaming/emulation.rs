@@ -312,7 +312,7 @@ impl Mailbox for Exchange {
 
     fn lost(&self) {
         for line in self.all() {
-            line.fail(Broken::Closed);
+            line.fail(Broken::Lost);
         }
     }
 }

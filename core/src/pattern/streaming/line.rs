@@ -67,7 +67,7 @@ struct Read {
 /// Why a stream ended that did not end well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// The other side is not heard of any more, or has forgotten the stream.
+    /// The other side is not heard of any more, or has forgotten the stream, or our inbox is gone.
     Lost,
     /// Items are missing.
     Missing,
@@ -75,8 +75,6 @@ pub(super) enum Broken {
     Overrun,
     /// We could not send.
     Unsent,
-    /// Our own transport was closed.
-    Closed,
 }
 
 impl Broken {
@@ -84,7 +82,7 @@ impl Broken {
         let (kind, text) = match self {
             Self::Lost => (
                 ErrorKind::Disconnected,
-                "the other side of the stream was lost",
+                "the other side of the stream was lost, or the way to it",
             ),
             Self::Missing => (
                 ErrorKind::Disconnected,
@@ -98,7 +96,6 @@ impl Broken {
                 ErrorKind::Disconnected,
                 "the stream's items cannot be sent any more",
             ),
-            Self::Closed => (ErrorKind::Closed, "the transport of the stream was closed"),
         };
         Error::new(kind, text).with_context("last", last)
     }
@@ -228,7 +225,7 @@ impl Line {
         if state.broken.is_some() {
             return;
         }
-        let tells = broken != Broken::Lost && broken != Broken::Closed;
+        let tells = broken != Broken::Lost;
         state.broken = Some(broken);
         state.out.wake();
         state.read.wake();
