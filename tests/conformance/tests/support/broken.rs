@@ -21,6 +21,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::broken_streams::BrokenStreamer;
+
 /// How a transport misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -41,6 +43,11 @@ pub(crate) enum Fault {
     RedeliversToTheWrongSubscription,
     MixesUpReplies,
     LeavesATaskBehind,
+    DropsAnItem,
+    EndsEarly,
+    EndsWhereItBreaks,
+    IgnoresCredit,
+    LosesTheCancel,
 }
 
 /// An adapter whose transports have a fault.
@@ -163,7 +170,8 @@ impl Transport for Broken {
     }
 
     fn streamer(&self) -> Option<Arc<dyn Streamer>> {
-        self.inner.streamer()
+        let inner = self.inner.streamer()?;
+        Some(Arc::new(BrokenStreamer::new(inner, self.fault)))
     }
 
     fn status(&self) -> watch::Receiver<Status> {
