@@ -299,6 +299,47 @@ mod tests {
     }
 
     #[test]
+    fn a_streaming_method_is_driven_by_a_future_that_keeps_its_controller() {
+        let mut block: ItemImpl = parse_quote! {
+            impl Shop {
+                #[stream_pattern(FOLLOW)]
+                fn follow(&self, order: u32) -> impl Stream<Item = Result<String>> {
+                    self.steps(order)
+                }
+            }
+        };
+        let handlers = ast::handlers(&mut block).unwrap();
+        let expected = quote! {
+            impl Shop {
+                fn follow(&self, order: u32) -> impl Stream<Item = Result<String>> {
+                    self.steps(order)
+                }
+            }
+            impl ::anywire::Controller for Shop
+            where
+                u32: ::anywire::StreamArgument,
+            {
+                fn routes(self: ::std::sync::Arc<Self>) -> ::anywire::Router {
+                    let router = ::anywire::Router::new();
+                    let router = router.route({
+                        let controller = ::std::sync::Arc::clone(&self);
+                        ::anywire::Route::stream::<u32, (::anywire::StreamReply,), _, _>(
+                            FOLLOW,
+                            move |payload: u32, reply: ::anywire::StreamReply| {
+                                let controller = ::std::sync::Arc::clone(&controller);
+                                async move { reply.drive(Self::follow(&controller, payload)).await }
+                            },
+                        )
+                        .name("follow")
+                    });
+                    router
+                }
+            }
+        };
+        assert_expands(controller(&block, &handlers), expected);
+    }
+
+    #[test]
     fn a_generic_block_keeps_its_bounds() {
         let mut block: ItemImpl = parse_quote! {
             impl<T: Db> Shop<T> where T: Clone {
