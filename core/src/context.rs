@@ -9,6 +9,7 @@ use crate::client::{Cause, Client, ClientCore};
 use crate::extract::StateMap;
 use crate::pattern::publish_subscribe::Native;
 use crate::router::HandlerInfo;
+use crate::stream_handler::Ends;
 use crate::{Codec, Headers, Key, Message, MessageId, Subject};
 
 /// A delivery as its handler and its layers see it: the message, where it came from, and which attempt this is.
@@ -33,6 +34,8 @@ pub struct Context {
     pub(crate) first_failed: Option<SystemTime>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) native: Option<Native>,
+    /// The directions of a streaming call.
+    pub(crate) ends: Option<Arc<Ends>>,
     /// What the copies that handlers and layers hold share with the engine's own; not made for handlers that take none.
     shared: OnceLock<Arc<Shared>>,
 }
@@ -66,6 +69,7 @@ impl Context {
             failed,
             deadline: None,
             native: None,
+            ends: None,
             first_failed: None,
             shared: OnceLock::new(),
         }
@@ -207,6 +211,7 @@ impl Clone for Context {
             first_failed: self.first_failed,
             deadline: self.deadline,
             native: self.native.clone(),
+            ends: self.ends.clone(),
             shared: OnceLock::from(Arc::clone(self.shared())),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::subject::check_const;
-use crate::{Error, Pattern, Subject};
+use crate::{Error, Inbound, Pattern, Subject};
 
 /// An event's contract: its pattern and its payload, shared by those who emit it and those who handle it.
 ///
@@ -89,6 +89,187 @@ impl<Q: ?Sized, R, E> Call<Q, R, E> {
     #[must_use]
     pub const fn pattern(self) -> &'static str {
         self.0
+    }
+}
+
+/// Many of these, one after the other: what a streaming call answers.
+#[derive(Debug)]
+pub struct Many<T>(PhantomData<fn() -> T>);
+
+/// One of these: what an upload answers.
+#[derive(Debug)]
+pub struct One<T>(PhantomData<fn() -> T>);
+
+macro_rules! stream_contracts {
+    ($($(#[$doc:meta])* $name:ident<$asks:ident $(: ?$sized:ident)?, $reply:ident>: $argument:ty => $answer:ty;)*) => {
+        $(
+            $(#[$doc])*
+            pub struct $name<$asks $(: ?$sized)?, $reply, E = crate::Failure>(
+                &'static str,
+                PhantomData<CallTypes<$asks, $reply, E>>,
+            );
+
+            impl<$asks $(: ?$sized)?, $reply, E> $name<$asks, $reply, E> {
+                /// A contract for `pattern`.
+                ///
+                /// # Panics
+                /// On a bad pattern; in a `const` that is a compile error.
+                #[must_use]
+                pub const fn new(pattern: &'static str) -> Self {
+                    check_const(pattern);
+                    Self(pattern, PhantomData)
+                }
+
+                /// Fills the capture `name`; the value is escaped, so that it can never steer the message elsewhere.
+                pub fn with(self, name: &str, value: impl fmt::Display) -> Filled<Self> {
+                    Filled {
+                        contract: self,
+                        template: fill(Ok(self.0.to_owned()), name, &value),
+                    }
+                }
+
+                /// The pattern, as it was written.
+                #[must_use]
+                pub const fn pattern(self) -> &'static str {
+                    self.0
+                }
+            }
+
+            impl<$asks $(: ?$sized)?, $reply, E> StreamTarget<$argument, $answer> for $name<$asks, $reply, E> {
+                fn subject(self) -> Result<Subject, Error> {
+                    Subject::parse(self.0)
+                }
+            }
+
+            impl<$asks $(: ?$sized)?, $reply, E> StreamTarget<$argument, $answer> for Filled<$name<$asks, $reply, E>> {
+                fn subject(self) -> Result<Subject, Error> {
+                    let _ = self.contract;
+                    Subject::parse(&self.template?)
+                }
+            }
+
+            impl<$asks $(: ?$sized)?, $reply, E> StreamPattern<$argument, $answer, E> for $name<$asks, $reply, E> {
+                fn pattern(&self) -> Result<Pattern, Error> {
+                    Pattern::parse(self.0)
+                }
+            }
+
+            impl<$asks $(: ?$sized)?, $reply, E> Clone for $name<$asks, $reply, E> {
+                fn clone(&self) -> Self {
+                    *self
+                }
+            }
+
+            impl<$asks $(: ?$sized)?, $reply, E> Copy for $name<$asks, $reply, E> {}
+
+            impl<$asks $(: ?$sized)?, $reply, E> fmt::Debug for $name<$asks, $reply, E> {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.debug_tuple(stringify!($name)).field(&self.0).finish()
+                }
+            }
+        )*
+    };
+}
+
+stream_contracts! {
+    /// The contract of a streaming call with one request and many replies: its pattern, its request, its replies and its
+    /// error.
+    ///
+    /// ```
+    /// use anywire::Streaming;
+    /// # struct OrderId; struct Progress; struct ShopError;
+    ///
+    /// pub const FOLLOW: Streaming<OrderId, Progress, ShopError> = Streaming::new("shop.follow");
+    /// # let _ = FOLLOW;
+    /// ```
+    Streaming<Q: ?Sized, I>: Q => Many<I>;
+
+    /// The contract of a streaming call with many requests and one reply.
+    ///
+    /// ```
+    /// use anywire::Upload;
+    /// # struct Order; struct Summary;
+    ///
+    /// pub const IMPORT: Upload<Order, Summary> = Upload::new("shop.import");
+    /// # let _ = IMPORT;
+    /// ```
+    Upload<I, R>: Inbound<I> => One<R>;
+
+    /// The contract of a streaming call with many requests and many replies.
+    ///
+    /// ```
+    /// use anywire::Duplex;
+    /// # struct Offer; struct Answer;
+    ///
+    /// pub const NEGOTIATE: Duplex<Offer, Answer> = Duplex::new("shop.negotiate");
+    /// # let _ = NEGOTIATE;
+    /// ```
+    Duplex<I, O>: Inbound<I> => Many<O>;
+}
+
+/// Where a streaming call can be opened, whose handler takes `A` and answers `R`.
+#[diagnostic::on_unimplemented(
+    message = "a streaming call of `{A}`, answered with `{R}`, cannot be opened at `{Self}`",
+    note = "a target is a subject such as \"shop.follow\" or a contract of those types: `Streaming`, `Upload` or `Duplex`"
+)]
+pub trait StreamTarget<A: ?Sized, R> {
+    /// The subject.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) where it is not a subject or a capture is open.
+    fn subject(self) -> Result<Subject, Error>;
+}
+
+impl<A: ?Sized, R> StreamTarget<A, R> for &str {
+    fn subject(self) -> Result<Subject, Error> {
+        Subject::parse(self)
+    }
+}
+
+impl<A: ?Sized, R> StreamTarget<A, R> for &String {
+    fn subject(self) -> Result<Subject, Error> {
+        Subject::parse(self)
+    }
+}
+
+impl<A: ?Sized, R> StreamTarget<A, R> for Subject {
+    fn subject(self) -> Result<Subject, Error> {
+        if self.is_reserved() {
+            Self::parse(self.as_str())
+        } else {
+            Ok(self)
+        }
+    }
+}
+
+/// What a handler that takes `A` and answers with `R`, or fails with `E`, can answer the streaming calls of.
+#[diagnostic::on_unimplemented(
+    message = "a handler from `{A}` to `{R}`, failing with `{E}`, cannot answer the streaming calls of `{Self}`",
+    note = "request, replies and error of the handler must be those of the contract"
+)]
+pub trait StreamPattern<A: ?Sized, R, E> {
+    /// The pattern.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) where it is not a pattern.
+    fn pattern(&self) -> Result<Pattern, Error>;
+}
+
+impl<A: ?Sized, R, E> StreamPattern<A, R, E> for &str {
+    fn pattern(&self) -> Result<Pattern, Error> {
+        Pattern::parse(self)
+    }
+}
+
+impl<A: ?Sized, R, E> StreamPattern<A, R, E> for &String {
+    fn pattern(&self) -> Result<Pattern, Error> {
+        Pattern::parse(self)
+    }
+}
+
+impl<A: ?Sized, R, E> StreamPattern<A, R, E> for Pattern {
+    fn pattern(&self) -> Result<Pattern, Error> {
+        Self::parse(self.as_str())
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Handler {
     pub(crate) payload_type: &'static str,
     pub(crate) reply_type: &'static str,
     pub(crate) error_type: &'static str,
+    /// Whether it takes the items of its caller.
+    pub(crate) takes_items: bool,
 }
 
 impl fmt::Debug for Handler {
@@ -143,13 +145,13 @@ impl<R: IntoPayload, E: HandlerError> IntoReply for Result<R, E> {
 }
 
 /// The codec of a reply: the request's own where it names one, so that a foreign caller can read it; else the handler's.
-fn reply_codec(context: &Context) -> Codec {
+pub(crate) fn reply_codec(context: &Context) -> Codec {
     let named = context.message.content_type();
     let named = named.and_then(|name| Codec::for_content_type(Some(name)).ok());
     named.unwrap_or(context.scope.codec)
 }
 
-fn payload<P: FromPayload>(context: &Context) -> Result<P, Rejection> {
+pub(crate) fn payload<P: FromPayload>(context: &Context) -> Result<P, Rejection> {
     P::from_payload(&context.message).map_err(Rejection::Undecodable)
 }
 
@@ -172,6 +174,7 @@ macro_rules! impl_handlers {
                     payload_type: type_name::<P>(),
                     reply_type: "()",
                     error_type: type_name::<Fut::Output>(),
+                    takes_items: false,
                     erased: Arc::new(move |context, slot| {
                         let payload = payload::<P>(context)?;
                         let mut parts = Parts::new(context);
@@ -205,6 +208,7 @@ macro_rules! impl_handlers {
                     payload_type: type_name::<P>(),
                     reply_type: type_name::<R::Reply>(),
                     error_type: type_name::<R::Error>(),
+                    takes_items: false,
                     erased: Arc::new(move |context, slot| {
                         let payload = payload::<P>(context)?;
                         let mut parts = Parts::new(context);

@@ -110,6 +110,8 @@ mod remote;
 mod router;
 mod secret;
 mod seldom;
+mod stream;
+mod stream_handler;
 mod subject;
 pub mod telemetry;
 pub mod testing;
@@ -118,7 +120,7 @@ pub mod wire;
 
 #[cfg(feature = "macros")]
 pub use anywire_macros::{
-    HandlerError, Params, controller, event_pattern, handlers, message_pattern,
+    HandlerError, Params, controller, event_pattern, handlers, message_pattern, stream_pattern,
 };
 pub use app::{
     App, DescribedSubscription, Description, HandlerHealth, Health, RunningApp, TransportHealth,
@@ -129,13 +131,16 @@ pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use capability::{Capabilities, DeliveryCount, Limits, OrderScope, Support};
 pub use client::{
-    Client, Delivery, Emit, EmitAll, EmitAllError, EmitFuture, Request, RequestFuture, Subscribe,
-    Subscription,
+    Both, Client, Delivery, Emit, EmitAll, EmitAllError, EmitFuture, Open, Replies, Request,
+    RequestFuture, Requests, Subscribe, Subscription,
 };
 pub use codec::{Codec, ContentType};
 pub use config::{AfterFailure, Config, HandlerSettings, Unrouted};
 pub use context::Context;
-pub use contract::{Call, CallPattern, CallTarget, Event, EventPattern, EventTarget, Filled};
+pub use contract::{
+    Call, CallPattern, CallTarget, Duplex, Event, EventPattern, EventTarget, Filled, Many, One,
+    StreamPattern, StreamTarget, Streaming, Upload,
+};
 pub use error::{Error, ErrorKind};
 pub use extract::{FromDelivery, FromParams, Needs, Param, ParamMap, Params, Parts, State};
 pub use failure::{Class, Classified, Failure, HandlerError, ResultExt};
@@ -154,6 +159,8 @@ pub use payload::{Encoded, FromPayload, Ignore, IntoPayload, Raw};
 pub use remote::RemoteError;
 pub use router::{Controller, HandlerInfo, HandlerKind, Route, Router};
 pub use secret::Secret;
+pub use stream::{Inbound, Outbound, Uploading};
+pub use stream_handler::{Driven, IntoReplies, StreamArgument, StreamHandler, StreamReply};
 pub use subject::{Captures, MAX_SUBJECT_LEN, Pattern, Subject};
 
 /// What handlers and services return: any standard error becomes a [`Failure`] through `?`.

@@ -52,6 +52,7 @@ struct Rare {
     correlation_id: Option<SmolStr>,
     reply_to: Option<SmolStr>,
     error_code: Option<SmolStr>,
+    frame: Option<SmolStr>,
     trail: Option<Trail>,
 }
 
@@ -135,6 +136,13 @@ impl Message {
     #[must_use]
     pub fn with_error_code(mut self, code: impl Into<SmolStr>) -> Self {
         self.rare_mut().error_code = Some(code.into());
+        self
+    }
+
+    /// Says which frame of a streaming call it is. For adapters.
+    #[must_use]
+    pub fn with_frame(mut self, frame: impl Into<SmolStr>) -> Self {
+        self.rare_mut().frame = Some(frame.into());
         self
     }
 
@@ -223,6 +231,12 @@ impl Message {
         self.0.rare.as_ref()?.error_code.as_deref()
     }
 
+    /// Which frame of a streaming call it is.
+    #[must_use]
+    pub fn frame(&self) -> Option<&str> {
+        self.0.rare.as_ref()?.frame.as_deref()
+    }
+
     /// What a retry copy or a dead letter tells about its past; `None` on a message that has not failed.
     #[must_use]
     pub fn trail(&self) -> Option<&Trail> {
@@ -235,7 +249,7 @@ impl Message {
         self.0.payload.len() + self.0.headers.byte_len()
     }
 
-    /// What a user may send of it: no trail, no reply address, deadline or error code, no reserved header.
+    /// What a user may send of it: no trail, no reply address, deadline, error code or frame, no reserved header.
     pub(crate) fn into_plain(mut self) -> Self {
         if self.0.deadline.is_some() {
             self.fields_mut().deadline = None;

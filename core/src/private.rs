@@ -23,3 +23,5 @@ pub trait Annotated {
 pub fn details<T: Serialize + ?Sized>(error: &T) -> Option<Value> {
     serde_json::to_value(error).ok()
 }
+
+pub use crate::stream_handler::{Collecting, Driving, Flowing, Refusing};

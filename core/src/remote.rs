@@ -43,6 +43,13 @@ impl RemoteError {
         }
     }
 
+    /// The answer to a call with one reply, where only streaming calls are answered.
+    pub(crate) fn not_streaming() -> Self {
+        let text =
+            "this subject answers streaming calls; use `client.stream`, `upload` or `duplex`";
+        Self::new("streaming_call", text)
+    }
+
     /// Adds details that the caller can decode.
     #[must_use]
     pub fn with_details(mut self, details: Option<Value>) -> Self {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{AfterFailure, HandlerSettings};
-use crate::contract::{CallPattern, EventPattern};
+use crate::contract::{CallPattern, EventPattern, StreamPattern};
 use crate::extract::Needs;
 use crate::handler::{CallHandler, Erased, EventHandler, Handler};
 use crate::layer::Layer;
 use crate::pattern::publish_subscribe::Provision;
+use crate::stream_handler::StreamHandler;
 use crate::{Error, Guarantee, Order, Pattern, Start};
 
 /// A set of routes, to be mounted on an [`App`](crate::App).
@@ -57,6 +58,15 @@ impl Router {
         self.route(Route::call(pattern, handler))
     }
 
+    /// Answers the streaming calls of a pattern.
+    pub fn on_stream<A, X, M, H: StreamHandler<A, X, M>>(
+        self,
+        pattern: impl StreamPattern<A, H::Reply, H::Error>,
+        handler: H,
+    ) -> Self {
+        self.route(Route::stream(pattern, handler))
+    }
+
     /// Adds a route with settings of its own.
     pub fn route(mut self, route: Route) -> Self {
         self.routes.push(route);
@@ -97,6 +107,8 @@ pub enum HandlerKind {
     Event,
     /// It answers calls.
     Call,
+    /// It answers streaming calls.
+    Stream,
 }
 
 impl fmt::Display for HandlerKind {
@@ -104,6 +116,7 @@ impl fmt::Display for HandlerKind {
         f.write_str(match self {
             Self::Event => "event",
             Self::Call => "call",
+            Self::Stream => "streaming call",
         })
     }
 }
@@ -135,6 +148,7 @@ pub struct Route {
     pub(crate) payload_type: &'static str,
     pub(crate) reply_type: &'static str,
     pub(crate) error_type: &'static str,
+    pub(crate) takes_items: bool,
 }
 
 impl Route {
@@ -159,6 +173,18 @@ impl Route {
         Self::new(HandlerKind::Call, pattern.pattern(), handler.erase())
     }
 
+    /// A handler that answers the streaming calls of a pattern.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a contract or a literal reads better at the call than a reference to it"
+    )]
+    pub fn stream<A, X, M, H: StreamHandler<A, X, M>>(
+        pattern: impl StreamPattern<A, H::Reply, H::Error>,
+        handler: H,
+    ) -> Self {
+        Self::new(HandlerKind::Stream, pattern.pattern(), handler.erase())
+    }
+
     fn new(kind: HandlerKind, pattern: Result<Pattern, Error>, handler: Handler) -> Self {
         let Handler {
             erased,
@@ -167,6 +193,7 @@ impl Route {
             payload_type,
             reply_type,
             error_type,
+            takes_items,
         } = handler;
         let name = match (function_name(function), &pattern) {
             (Some(name), _) => name.to_owned(),
@@ -185,6 +212,7 @@ impl Route {
             payload_type,
             reply_type,
             error_type,
+            takes_items,
         }
     }
 
@@ -315,7 +343,7 @@ pub struct HandlerInfo {
     pub kind: HandlerKind,
     /// What it listens to.
     pub pattern: Pattern,
-    /// The group that shares the work; `None` for calls and broadcast subscriptions.
+    /// The group that shares the work; `None` for calls of all kinds and for broadcast subscriptions.
     pub group: Option<String>,
     /// Its doc comment.
     pub doc: String,

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::TransportConfig;
 use crate::pattern::publish_subscribe::{Publisher, Spec, Subscriber};
 use crate::pattern::request_reply::{CallSpec, Requester, Responder};
+use crate::pattern::streaming::Streamer;
 pub use crate::seldom::Seldom;
 use crate::{Capabilities, Error};
 
@@ -68,6 +69,9 @@ pub trait Transport: Any + fmt::Debug + Send + Sync {
 
     /// The role that answers calls; `None` where the wire has no calls.
     fn responder(&self) -> Option<Arc<dyn Responder>>;
+
+    /// The role that opens and accepts streaming calls; `None` where the wire has none. A client asks for it once.
+    fn streamer(&self) -> Option<Arc<dyn Streamer>>;
 
     /// The state of the connection, and its changes.
     fn status(&self) -> watch::Receiver<Status>;

@@ -10,6 +10,8 @@ use crate::{Key, Message, MessageId, Pattern, Subject, Trail};
 
 /// The longest error text that a trail carries, in bytes.
 pub(crate) const MAX_ERROR: usize = 1024;
+/// The longest frame of a streaming call that is read, in bytes.
+const MAX_FRAME: usize = 1024;
 /// The longest other text that is read from a reserved header, in bytes.
 const MAX_TEXT: usize = 255;
 /// The highest attempt that is believed.
@@ -43,6 +45,8 @@ pub const LAST_AT: &str = "anywire-last-at";
 pub const DUE: &str = "anywire-due";
 /// The time that a call has left, in milliseconds.
 pub const DEADLINE: &str = "anywire-deadline";
+/// Which frame of an emulated streaming call it is.
+pub const FRAME: &str = "anywire-frame";
 
 /// The fields of `message` as (reserved header, text). The adapter leaves out those that its wire has a place for.
 #[must_use]
@@ -60,6 +64,7 @@ pub fn fields(message: &Message) -> Vec<(&'static str, String)> {
         DEADLINE,
         message.deadline().map(|left| left.as_millis().to_string()),
     );
+    add(FRAME, message.frame().map(str::to_owned));
     if message.trail().is_none() {
         add(ERROR, message.error_code().map(str::to_owned));
     }
@@ -101,6 +106,7 @@ pub fn read(message: &mut Message, name: &str, value: &[u8]) -> bool {
         let name = name.to_ascii_lowercase();
         let max = match name.as_str() {
             ERROR => MAX_ERROR,
+            FRAME => MAX_FRAME,
             // Escaped, a byte takes up to three.
             KEY => 3 * MAX_KEY,
             _ => MAX_TEXT,
@@ -123,6 +129,7 @@ fn read_text(message: &mut Message, name: &str, text: &str) {
                 replace(message, |message| message.with_deadline(left));
             }
         }
+        FRAME => replace(message, |message| message.with_frame(text)),
         SUBJECT => {
             if let Ok(subject) = Subject::parse_any(text) {
                 trail(message).subject = subject;

@@ -9,13 +9,14 @@ use syn::{Attribute, Error, Expr, Ident, Meta, Path, Result, Token};
 pub(crate) enum Kind {
     Event,
     Call,
+    Stream,
 }
 
 impl Kind {
     /// The kind that a path names, in its long form (`anywire::event_pattern`) or its short one.
     pub(crate) fn named(path: &Path) -> Option<Self> {
         let last = &path.segments.last()?.ident;
-        [Self::Event, Self::Call]
+        [Self::Event, Self::Call, Self::Stream]
             .into_iter()
             .find(|kind| last == kind.attribute())
     }
@@ -24,6 +25,7 @@ impl Kind {
         match self {
             Self::Event => "event_pattern",
             Self::Call => "message_pattern",
+            Self::Stream => "stream_pattern",
         }
     }
 
@@ -32,6 +34,7 @@ impl Kind {
         match self {
             Self::Event => "#[event_pattern(\"shop.placed\")]",
             Self::Call => "#[message_pattern(\"shop.quote\")]",
+            Self::Stream => "#[stream_pattern(\"shop.follow\")]",
         }
     }
 }

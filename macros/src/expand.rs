@@ -83,16 +83,18 @@ fn bounds<'a>(handlers: impl IntoIterator<Item = &'a Handler>) -> TokenStream {
     let bounds = handlers.into_iter().flat_map(|handler| {
         let payload = handler.arguments.iter().take(1);
         let extractors = handler.arguments.iter().skip(1);
-        let output = match handler.kind {
-            Kind::Event => "IntoOutcome",
-            Kind::Call => "IntoReply",
+        let (payload_is, output) = match handler.kind {
+            Kind::Event => ("FromPayload", Some("IntoOutcome")),
+            Kind::Call => ("FromPayload", Some("IntoReply")),
+            // What it may return depends on whether it is asynchronous.
+            Kind::Stream => ("StreamArgument", None),
         };
-        let payload = payload.map(|ty| bound(ty, "FromPayload"));
+        let payload = payload.map(move |ty| bound(ty, payload_is));
         let extractors = extractors.map(|ty| bound(ty, "FromDelivery"));
         // `Result<impl Serialize>` has no name to bound.
         let named = |ty: &&Type| !ty.to_token_stream().to_string().contains("impl ");
         let returned = handler.output.iter().filter(named);
-        let output = returned.map(move |ty| bound(ty, output));
+        let output = returned.filter_map(move |ty| Some(bound(ty, output?)));
         payload.chain(extractors).chain(output)
     });
     quote!(#(#bounds,)*)
@@ -118,11 +120,20 @@ fn method_route(handler: &Handler) -> TokenStream {
         let closure = quote_spanned!(span=> |#(#names: #types),*| Self::#method(#(#names),*));
         return route(handler, &closure);
     }
-    let closure = quote_spanned! {span=>
-        move |#(#names: #types),*| {
-            let controller = ::std::sync::Arc::clone(&controller);
-            async move { Self::#method(&controller, #(#names),*).await }
-        }
+    let closure = match handler.kind {
+        Kind::Event | Kind::Call => quote_spanned! {span=>
+            move |#(#names: #types),*| {
+                let controller = ::std::sync::Arc::clone(&controller);
+                async move { Self::#method(&controller, #(#names),*).await }
+            }
+        },
+        // The stream borrows from the controller, which the future keeps.
+        Kind::Stream => quote_spanned! {span=>
+            move |#(#names: #types,)* reply: ::anywire::StreamReply| {
+                let controller = ::std::sync::Arc::clone(&controller);
+                async move { reply.drive(Self::#method(&controller, #(#names),*)).await }
+            }
+        },
     };
     let route = route(handler, &closure);
     quote_spanned! {span=> {
@@ -138,6 +149,7 @@ fn route(handler: &Handler, function: &TokenStream) -> TokenStream {
     let constructor = match handler.kind {
         Kind::Event => Ident::new("event", span),
         Kind::Call => Ident::new("call", span),
+        Kind::Stream => Ident::new("stream", span),
     };
     let Handler {
         target, settings, ..
@@ -150,8 +162,12 @@ fn route(handler: &Handler, function: &TokenStream) -> TokenStream {
         quote_spanned!(span=> .name(#name))
     });
     let doc = handler.doc.iter();
+    let driven = handler.kind == Kind::Stream && handler.receiver;
+    let driven = driven.then(|| quote_spanned!(span=> ::anywire::StreamReply,));
+    // How it answers is for the compiler to find.
+    let answers = (handler.kind == Kind::Stream).then(|| quote!(_,));
     quote_spanned! {span=>
-        ::anywire::Route::#constructor::<#payload, (#(#extractors,)*), _>(#target, #function)
+        ::anywire::Route::#constructor::<#payload, (#(#extractors,)* #driven), #answers _>(#target, #function)
             #name #(.doc(#doc))* #(#settings)*
     }
 }
@@ -275,6 +291,47 @@ mod tests {
                         ])
                         .name("place"),
                     );
+                    router
+                }
+            }
+        };
+        assert_expands(controller(&block, &handlers), expected);
+    }
+
+    #[test]
+    fn a_streaming_method_is_driven_by_a_future_that_keeps_its_controller() {
+        let mut block: ItemImpl = parse_quote! {
+            impl Shop {
+                #[stream_pattern(FOLLOW)]
+                fn follow(&self, order: u32) -> impl Stream<Item = Result<String>> {
+                    self.steps(order)
+                }
+            }
+        };
+        let handlers = ast::handlers(&mut block).unwrap();
+        let expected = quote! {
+            impl Shop {
+                fn follow(&self, order: u32) -> impl Stream<Item = Result<String>> {
+                    self.steps(order)
+                }
+            }
+            impl ::anywire::Controller for Shop
+            where
+                u32: ::anywire::StreamArgument,
+            {
+                fn routes(self: ::std::sync::Arc<Self>) -> ::anywire::Router {
+                    let router = ::anywire::Router::new();
+                    let router = router.route({
+                        let controller = ::std::sync::Arc::clone(&self);
+                        ::anywire::Route::stream::<u32, (::anywire::StreamReply,), _, _>(
+                            FOLLOW,
+                            move |payload: u32, reply: ::anywire::StreamReply| {
+                                let controller = ::std::sync::Arc::clone(&controller);
+                                async move { reply.drive(Self::follow(&controller, payload)).await }
+                            },
+                        )
+                        .name("follow")
+                    });
                     router
                 }
             }

@@ -23,9 +23,9 @@ mod valid;
 
 /// Makes a controller of an `impl` block: its handlers share a `&self`.
 ///
-/// The handlers are the methods with [`#[event_pattern]`](macro@event_pattern) or
-/// [`#[message_pattern]`](macro@message_pattern); the others stay what they are. These two are read by `#[controller]`
-/// itself, so they need no `use`. A type has one controller block.
+/// The handlers are the methods with [`#[event_pattern]`](macro@event_pattern),
+/// [`#[message_pattern]`](macro@message_pattern) or [`#[stream_pattern]`](macro@stream_pattern); the others stay what they
+/// are. These three are read by `#[controller]` itself, so they need no `use`. A type has one controller block.
 ///
 /// ```
 /// use anywire::{Client, Param, Result, controller};
@@ -57,8 +57,8 @@ mod valid;
 /// }
 /// ```
 ///
-/// It expands to the block and an implementation of `anywire::Controller`, whose `routes` holds a `Route::call(..)` or
-/// `Route::event(..)` for each handler, with its name, its doc comment and its options.
+/// It expands to the block and an implementation of `anywire::Controller`, whose `routes` holds a `Route::call(..)`,
+/// `Route::event(..)` or `Route::stream(..)` for each handler, with its name, its doc comment and its options.
 #[proc_macro_attribute]
 pub fn controller(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as Item);
@@ -127,10 +127,54 @@ pub fn message_pattern(arguments: TokenStream, item: TokenStream) -> TokenStream
     free_function(Kind::Call, arguments, item)
 }
 
+/// Marks a handler that answers streaming calls. The first argument is what it answers: a pattern such as `"shop.follow"`,
+/// or a contract const (`Streaming`, `Upload`, `Duplex`).
+///
+/// It takes the request, or `Inbound<Item>`, what its caller sends; then extractors. It returns one of these, where the
+/// error may be any `HandlerError`:
+///
+/// - `impl Stream<Item = Result<Reply>> + Send` from a plain `fn`: many replies. In a [`#[controller]`](macro@controller)
+///   the stream may borrow from `&self` (edition 2024);
+/// - `Result<impl Stream<Item = Result<Reply>> + Send>` from an `async fn`, which may refuse before its first item;
+/// - `Result<Reply>` from an `async fn`: one reply.
+///
+/// Of the options it has `name`, `concurrency`, `timeout` (of the whole; default: as long as it takes) and `transport`.
+///
+/// ```
+/// use anywire::{Inbound, Result, controller};
+/// use futures::{Stream, StreamExt, stream};
+///
+/// struct Shop { steps: Vec<String> }
+///
+/// #[controller]
+/// impl Shop {
+///     /// Follows an order until it is delivered.
+///     #[stream_pattern("shop.follow")]
+///     fn follow(&self, order: u32) -> impl Stream<Item = Result<String>> {
+///         stream::iter(self.steps.iter().map(move |step| Ok(format!("{order}: {step}"))))
+///     }
+///
+///     /// Imports orders.
+///     #[stream_pattern("shop.import")]
+///     async fn import(&self, mut orders: Inbound<u32>) -> Result<u32> {
+///         let mut count = 0;
+///         while let Some(order) = orders.next().await {
+///             order?;
+///             count += 1;
+///         }
+///         Ok(count)
+///     }
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn stream_pattern(arguments: TokenStream, item: TokenStream) -> TokenStream {
+    free_function(Kind::Stream, arguments, item)
+}
+
 /// The router of annotated functions: `handlers![welcome, users::created]`.
 ///
 /// A function without an attribute has no pattern to be mounted with: the compiler says that it "expected type, found
-/// function". Put `#[event_pattern(..)]` or `#[message_pattern(..)]` on it.
+/// function". Put `#[event_pattern(..)]`, `#[message_pattern(..)]` or `#[stream_pattern(..)]` on it.
 #[proc_macro]
 pub fn handlers(input: TokenStream) -> TokenStream {
     let parser = Punctuated::<Path, Token![,]>::parse_terminated;

@@ -129,7 +129,7 @@ fn known(kind: Kind, key: &Ident) -> Result<&'static Known> {
         return Err(Error::new(key.span(), message));
     };
     match known.not_on_calls {
-        Some(why) if kind == Kind::Call => Err(Error::new(key.span(), why)),
+        Some(why) if kind != Kind::Event => Err(Error::new(key.span(), why)),
         _ => Ok(known),
     }
 }

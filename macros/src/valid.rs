@@ -70,7 +70,7 @@ fn keyword(item: &Item) -> Span {
 pub(crate) fn no_handlers(block: &ItemImpl) -> Error {
     Error::new_spanned(
         &block.self_ty,
-        "no method here is a handler; put `#[event_pattern(\"..\")]` or `#[message_pattern(\"..\")]` on those that are",
+        "no method here is a handler; put `#[event_pattern(\"..\")]`, `#[message_pattern(\"..\")]` or `#[stream_pattern(\"..\")]` on those that are",
     )
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn free_function(signature: &Signature) -> Result<()> {
 /// Checks a handler's signature.
 pub(crate) fn signature(kind: Kind, signature: &Signature) -> Result<()> {
     let name = &signature.ident;
-    if signature.asyncness.is_none() {
+    if signature.asyncness.is_none() && kind != Kind::Stream {
         let message = format!("a handler is asynchronous; write `async fn {name}`");
         return Err(Error::new_spanned(signature.fn_token, message));
     }
@@ -114,6 +114,11 @@ pub(crate) fn signature(kind: Kind, signature: &Signature) -> Result<()> {
         (Kind::Call, ReturnType::Default) => Err(Error::new_spanned(
             name,
             "a call is answered, so its handler returns the reply; add `-> Result<Reply>`, or use `#[event_pattern]`",
+        )),
+        (Kind::Stream, ReturnType::Default) => Err(Error::new_spanned(
+            name,
+            "a streaming call is answered; add `-> impl Stream<Item = Result<Reply>>`, or `-> Result<Reply>` to an \
+             `async fn` that takes `Inbound<Item>`",
         )),
         _ => Ok(()),
     }

@@ -1,8 +1,8 @@
 //! Calls: a topic of requests for each pattern, shared by all who answer it, and a topic of replies for each app.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use anywire::pattern::publish_subscribe::{Received, SubscriptionId};
 use anywire::pattern::request_reply::{
     CallSpec, IncomingCalls, ReceivedCall, Replier, Reply, Requester, Responder, Unanswered,
 };
+use anywire::pattern::streaming::Mailbox;
 use anywire::pattern::{Batch, Progress, PullResult, Pulled};
 use anywire::transport::Status;
 use anywire::{Error, ErrorKind, Message, Subject};
@@ -47,6 +48,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const AGAIN: Duration = Duration::from_millis(1);
 /// How long a server may take to get its first partitions.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What stands in the token of a stream's frame where that of a reply has a number.
+const FRAMES: &str = "s";
 
 /// The role that calls.
 #[derive(Debug)]
@@ -121,7 +125,7 @@ async fn call(connection: &Arc<Connection>, message: &Message) -> Result<Message
 
 /// The replies to our calls, opened by the first of them, but not given up with it: else those who wait for less than that takes
 /// would never get an answer.
-async fn replies(connection: &Arc<Connection>) -> Result<&Replies, Error> {
+pub(crate) async fn replies(connection: &Arc<Connection>) -> Result<&Replies, Error> {
     if let Some(replies) = connection.replies.get() {
         return Ok(replies);
     }
@@ -158,8 +162,29 @@ async fn failed(connection: &Connection, sent: Arc<Tally>, subject: &Subject) ->
     }
 }
 
+/// Hands one message over that nobody waits for, if there is room for it now.
+pub(crate) fn send_by_the_way(
+    connection: &Connection,
+    topic: &str,
+    message: &Message,
+    sending: Sending<'_>,
+    partition: Option<i32>,
+) -> bool {
+    let window = &connection.producer.window;
+    let Some(number) = window.enter(None, message.byte_len()) else {
+        return false;
+    };
+    let mut record = record(topic, message, sending, number);
+    record.partition = partition;
+    let sent = connection.producer.current().send(record).is_ok();
+    if !sent {
+        window.leave(number);
+    }
+    sent
+}
+
 /// Hands one message over, waiting for room.
-async fn send(
+pub(crate) async fn send(
     connection: &Connection,
     topic: &str,
     message: &Message,
@@ -220,6 +245,8 @@ struct Shared {
     pending: Mutex<Slab<Pending>>,
     /// Tells our calls from those of others who read the same partition.
     nonce: u64,
+    /// Takes the frames of our streams.
+    mailbox: OnceLock<Weak<dyn Mailbox>>,
     stopping: AtomicBool,
 }
 
@@ -255,6 +282,7 @@ impl Replies {
             settings: Arc::clone(settings),
             pending: Mutex::default(),
             nonce,
+            mailbox: OnceLock::new(),
             stopping: AtomicBool::new(false),
         });
         let (this, name) = (Arc::clone(&shared), topic.clone());
@@ -295,6 +323,17 @@ impl Replies {
             slot,
             address,
             answer,
+        }
+    }
+
+    /// Has the frames of our streams delivered, and tells where they are sent to.
+    pub(crate) fn take_frames(&self, mailbox: Weak<dyn Mailbox>) -> Address {
+        // A client has one.
+        let _ = self.shared.mailbox.set(mailbox);
+        Address {
+            topic: self.topic.clone(),
+            partition: self.partition,
+            token: format!("{:016x}.{FRAMES}", self.shared.nonce),
         }
     }
 
@@ -384,6 +423,9 @@ impl Shared {
         }
         // Who still waits is told by the drop.
         self.pending.lock().clear();
+        if let Some(mailbox) = self.mailbox.get().and_then(Weak::upgrade) {
+            mailbox.lost();
+        }
     }
 
     fn pulse(&self) -> Pulse {
@@ -413,6 +455,15 @@ impl Shared {
     fn take(&self, record: &rdkafka::message::BorrowedMessage<'_>) {
         // Those of others who read the same partition are not looked into.
         let token = wire::token(record);
+        if let Some(stream) = token.and_then(|token| self.stream(token)) {
+            let subject = Subject::parse_any(record.topic());
+            let mailbox = self.mailbox.get().and_then(Weak::upgrade);
+            if let (Ok(subject), Some(mailbox)) = (subject, mailbox) {
+                let read = wire::read(record, &subject, false, &*self.settings.clock);
+                mailbox.deliver(read.message.with_correlation_id(stream));
+            }
+            return;
+        }
         let Some(Pending {
             subject, answer, ..
         }) = token.and_then(|token| self.pending_of(token))
@@ -422,6 +473,13 @@ impl Shared {
         };
         let read = wire::read(record, &subject, false, &*self.settings.clock);
         let _ = answer.send(read.message);
+    }
+
+    /// The stream that a frame for us belongs to.
+    fn stream<'a>(&self, token: &'a str) -> Option<&'a str> {
+        let (nonce, stream) = token.split_once('.')?;
+        let stream = stream.strip_prefix(FRAMES)?.strip_prefix('.')?;
+        (u64::from_str_radix(nonce, 16) == Ok(self.nonce)).then_some(stream)
     }
 
     fn pending_of(&self, token: &str) -> Option<Pending> {
@@ -586,7 +644,7 @@ fn batch_call(server: &Server, message: Message, batch: &mut Batch<ReceivedCall>
 }
 
 /// A caller chooses where we publish: only a topic of replies is one that may be answered.
-fn address(reply_to: Option<&str>) -> Option<Address> {
+pub(crate) fn address(reply_to: Option<&str>) -> Option<Address> {
     let address = Address::read(reply_to?)?;
     names::takes_replies(&address.topic).then_some(address)
 }

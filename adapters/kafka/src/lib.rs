@@ -11,6 +11,7 @@ mod intake;
 mod lane;
 mod member;
 mod names;
+mod post;
 mod producer;
 mod publisher;
 mod pulse;

@@ -10,6 +10,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber, SubscriptionId};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::{Emulation, Streamer};
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{Capabilities, DeliveryCount, Error, Limits, OrderScope, Pattern, Support};
 use async_trait::async_trait;
@@ -27,6 +28,7 @@ use crate::group::{Group, Kind, Settings};
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::names;
+use crate::post::KafkaPost;
 use crate::producer::{self, Producer};
 use crate::publisher::KafkaPublisher;
 use crate::shelf::SeatKey;
@@ -130,7 +132,7 @@ fn capabilities(config: &KafkaConfig) -> Capabilities {
         wildcards: Support::Emulated,
         calls: Support::Emulated,
         no_responder: Support::Unsupported,
-        streams: Support::Unsupported,
+        streams: Support::Emulated,
         delay: Support::Emulated,
         limits: Limits {
             max_payload: config.max_payload,
@@ -173,6 +175,17 @@ impl Transport for KafkaTransport {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         Some(Arc::new(KafkaResponder::new(Arc::clone(&self.connection))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        let (connection, settings) = (&self.connection, &self.connection.settings);
+        Some(Arc::new(Emulation::new(
+            self.requester()?,
+            self.responder()?,
+            Arc::new(KafkaPost::new(Arc::clone(connection))),
+            Arc::clone(&settings.clock),
+            settings.transport.stream_heartbeat,
+        )))
     }
 
     fn status(&self) -> watch::Receiver<Status> {

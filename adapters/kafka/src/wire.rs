@@ -96,6 +96,9 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<OwnedHe
         if let Some(code) = message.error_code() {
             headers.add(wire::ERROR, code.as_bytes());
         }
+        if let Some(frame) = message.frame() {
+            headers.add(wire::FRAME, frame.as_bytes());
+        }
     } else {
         for (name, text) in wire::fields(message) {
             if name != wire::KEY {
@@ -113,8 +116,10 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<OwnedHe
         reply,
         token,
     } = sending;
+    // The token of a stream's frame says all that its correlation id does.
+    let is_frame = token.is_some() && message.frame().is_some();
     let token = token.or(reply.map(|address| address.token.as_str()));
-    if let Some(id) = message.correlation_id() {
+    if let Some(id) = message.correlation_id().filter(|_| !is_frame) {
         let name = token.map_or(CORRELATION_ID, |_| CORRELATION);
         headers.add(name, id.as_bytes());
     }

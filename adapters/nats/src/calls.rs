@@ -251,16 +251,8 @@ struct Server {
 }
 
 impl Server {
-    /// A caller chooses where we publish: only an inbox is one that may be answered.
     fn may_answer(&self, address: &str) -> bool {
-        let prefix = &self.connection.config.inbox_prefix;
-        let is_inbox = |prefix: &str| {
-            let rest = address.strip_prefix(prefix);
-            rest.is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
-        };
-        address.len() <= anywire::MAX_SUBJECT_LEN
-            && !address.contains(['*', '>'])
-            && (is_inbox("_INBOX") || is_inbox(prefix))
+        may_answer(&self.connection.config.inbox_prefix, address)
     }
 
     /// Takes no more calls. Those that were not begun are sent on: to another server, or back with the news that there is
@@ -276,6 +268,17 @@ impl Server {
             let _ = self.connection.main.send(outbound).await;
         }
     }
+}
+
+/// A peer chooses where we publish: only an inbox is one that may be answered.
+pub(crate) fn may_answer(prefix: &str, address: &str) -> bool {
+    let is_inbox = |prefix: &str| {
+        let rest = address.strip_prefix(prefix);
+        rest.is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+    };
+    address.len() <= anywire::MAX_SUBJECT_LEN
+        && !address.contains(['*', '>'])
+        && (is_inbox("_INBOX") || is_inbox(prefix))
 }
 
 impl Replier for Server {

@@ -14,6 +14,7 @@ mod lease;
 mod ledger;
 mod link;
 mod names;
+mod post;
 mod publisher;
 mod settle;
 mod source;

@@ -9,6 +9,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::{Emulation, Streamer};
 use anywire::transport::{Adapter, BrokerObject, Seldom, Status, Transport};
 use anywire::{Capabilities, DeliveryCount, Error, Limits, MAX_SUBJECT_LEN, OrderScope, Support};
 use async_nats::Event;
@@ -26,6 +27,7 @@ use crate::errors;
 use crate::lease;
 use crate::link::{Again, Link};
 use crate::names;
+use crate::post::NatsPost;
 use crate::publisher::NatsPublisher;
 use crate::subscriber::NatsSubscriber;
 use crate::topology::Topology;
@@ -132,7 +134,7 @@ fn capabilities(config: &NatsConfig, max_payload: usize) -> Capabilities {
         wildcards: Support::Native,
         calls: Support::Native,
         no_responder: Support::Native,
-        streams: Support::Unsupported,
+        streams: Support::Emulated,
         delay: emulated,
         limits: Limits {
             max_payload,
@@ -174,6 +176,17 @@ impl Transport for NatsTransport {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         Some(Arc::new(NatsResponder::new(Arc::clone(&self.connection))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        let connection = &self.connection;
+        Some(Arc::new(Emulation::new(
+            self.requester()?,
+            self.responder()?,
+            Arc::new(NatsPost::new(Arc::clone(connection))),
+            Arc::clone(&connection.clock),
+            connection.transport.stream_heartbeat,
+        )))
     }
 
     fn status(&self) -> watch::Receiver<Status> {

@@ -5,7 +5,7 @@
 //! | id | `Nats-Msg-Id`, by which JetStream drops repeats; `anywire-id` beside it where a message is sent again on purpose |
 //! | content type | `Content-Type` |
 //! | correlation id | `Correlation-Id` |
-//! | key, deadline, error code, trail | the reserved headers of [`anywire::wire`] |
+//! | key, deadline, error code, frame, trail | the reserved headers of [`anywire::wire`] |
 //! | time | `anywire-time`; the stream's own time where there is none |
 //! | headers | as they are; a value that NATS would change is escaped, a name that means something to NATS gets a prefix |
 
@@ -67,6 +67,7 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<HeaderM
         || message.trail().is_some()
         || message.deadline().is_some()
         || message.error_code().is_some()
+        || message.frame().is_some()
     {
         for (name, text) in wire::fields(message) {
             if name != wire::ID {
@@ -94,6 +95,20 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<HeaderM
         headers.append(header_name(&name), header_value(&escape(value)));
     }
     (!headers.is_empty()).then_some(headers)
+}
+
+/// The headers of a stream's frame: what it is, and how to read its payload.
+pub(crate) fn frame_headers(frame: &Message) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    let mut put = |name, text: Option<&str>| {
+        if let Some(text) = text {
+            headers.insert(HeaderName::from_static(name), header_value(text));
+        }
+    };
+    put(wire::FRAME, frame.frame());
+    put(wire::ERROR, frame.error_code());
+    put(CONTENT_TYPE, frame.content_type().map(ContentType::as_str));
+    Some(headers)
 }
 
 /// What came in: the message, and when it may be delivered at the earliest.

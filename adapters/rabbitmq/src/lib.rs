@@ -12,6 +12,7 @@ mod link;
 mod names;
 mod outlet;
 mod parcel;
+mod post;
 mod publisher;
 mod refusals;
 mod server;

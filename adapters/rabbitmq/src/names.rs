@@ -13,6 +13,8 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 /// The longest name that the broker takes, in bytes: that of an AMQP short string.
 pub(crate) const MAX_NAME: usize = 255;
+/// What an exchange's name is followed by in the name of an inbox.
+const INBOX: &str = "~inbox/";
 /// `#` and 32 digits. No pattern, and no escaped group, holds a `#`.
 const HASH: usize = 33;
 
@@ -59,6 +61,17 @@ impl Names {
     /// The queue of one instance's own copies.
     pub(crate) fn private(&self, unique: u128) -> String {
         format!("{}~private/{unique:032x}", self.exchange)
+    }
+
+    /// The queue of the frames of one client's streams.
+    pub(crate) fn inbox(&self, unique: u128) -> String {
+        format!("{}{INBOX}{unique:032x}", self.exchange)
+    }
+
+    /// Whether a queue's name is that of an inbox, of whatever exchange.
+    pub(crate) fn is_inbox(queue: &str) -> bool {
+        let unique = queue.split_once(INBOX).map(|(_, unique)| unique);
+        unique.is_some_and(|it| it.len() == 32 && it.bytes().all(|digit| digit.is_ascii_hexdigit()))
     }
 
     /// The queue that keeps what matches `pattern` before anybody subscribes; for dead letters, the one where they are.

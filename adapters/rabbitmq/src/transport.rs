@@ -9,6 +9,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{Guarantee, Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::{Emulation, Streamer};
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{
     Capabilities, DeliveryCount, Error, ErrorKind, Limits, MAX_SUBJECT_LEN, OrderScope, Support,
@@ -25,6 +26,7 @@ use crate::errors;
 use crate::link::{Link, News};
 use crate::names::Names;
 use crate::outlet::{Outlet, Prepare, Setup};
+use crate::post::RabbitmqPost;
 use crate::publisher::RabbitmqPublisher;
 use crate::server::RabbitmqResponder;
 use crate::subscriber::RabbitmqSubscriber;
@@ -142,7 +144,7 @@ fn capabilities(max_payload: usize) -> Capabilities {
         wildcards: Support::Native,
         calls: Support::Native,
         no_responder: Support::Native,
-        streams: Support::Unsupported,
+        streams: Support::Emulated,
         delay: Support::Emulated,
         limits: Limits {
             max_payload,
@@ -188,6 +190,17 @@ impl Transport for RabbitmqTransport {
         Some(Arc::new(RabbitmqResponder::new(Arc::clone(
             &self.connection,
         ))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        let connection = &self.connection;
+        Some(Arc::new(Emulation::new(
+            self.requester()?,
+            self.responder()?,
+            Arc::new(RabbitmqPost::new(Arc::clone(connection))),
+            Arc::clone(&connection.clock),
+            connection.transport.stream_heartbeat,
+        )))
     }
 
     fn status(&self) -> watch::Receiver<Status> {

@@ -108,6 +108,7 @@ fn headers(
         || message.trail().is_some()
         || message.deadline().is_some()
         || message.error_code().is_some()
+        || message.frame().is_some()
     {
         for (name, value) in wire::fields(message) {
             if name != wire::ID {

@@ -41,12 +41,15 @@ pub(crate) struct PlannedHandler {
     pub(crate) settings: Settings,
     pub(crate) erased: Erased,
     pub(crate) layers: Vec<Arc<dyn Layer>>,
+    /// Whether it takes the items of its caller.
+    pub(crate) takes_items: bool,
 }
 
 /// What a handler is told.
 pub(crate) enum Settings {
     Event(config::Handler),
     Call(config::CallHandler),
+    Stream(config::CallHandler),
 }
 
 impl App {
@@ -160,10 +163,15 @@ impl App {
                     .call(&route.name, &pattern, &route.settings)
                     .map_err(named)?,
             ),
+            HandlerKind::Stream => Settings::Stream(
+                plan.config
+                    .stream(&route.name, &pattern, &route.settings)
+                    .map_err(named)?,
+            ),
         };
         let (transport, group) = match &settings {
             Settings::Event(event) => (event.transport.clone(), event.group.clone()),
-            Settings::Call(call) => (call.transport.clone(), None),
+            Settings::Call(call) | Settings::Stream(call) => (call.transport.clone(), None),
         };
         let wire = self.plan_wire(plan, &transport).map_err(named)?;
         let info = HandlerInfo {
@@ -185,6 +193,7 @@ impl App {
             settings,
             erased,
             layers,
+            takes_items: route.takes_items,
         };
         check_capabilities(&handler, &plan.wires[wire])?;
         Ok(handler)
@@ -195,14 +204,14 @@ impl PlannedHandler {
     pub(crate) fn event(&self) -> Option<&config::Handler> {
         match &self.settings {
             Settings::Event(event) => Some(event),
-            Settings::Call(_) => None,
+            Settings::Call(_) | Settings::Stream(_) => None,
         }
     }
 
     pub(crate) fn concurrency(&self) -> usize {
         match &self.settings {
             Settings::Event(event) => event.concurrency,
-            Settings::Call(call) => call.concurrency,
+            Settings::Call(call) | Settings::Stream(call) => call.concurrency,
         }
     }
 
@@ -278,10 +287,10 @@ fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<()
         return lacks(&format!("wildcards, for `{}`", handler.info.pattern));
     }
     let Some(event) = handler.event() else {
-        return if missing(capabilities.calls) {
-            lacks("calls")
-        } else {
-            Ok(())
+        return match handler.info.kind {
+            HandlerKind::Stream if missing(capabilities.streams) => lacks("streaming calls"),
+            HandlerKind::Call if missing(capabilities.calls) => lacks("calls"),
+            _ => Ok(()),
         };
     };
     if event.group.is_some() && missing(capabilities.groups) {
@@ -339,7 +348,7 @@ fn check_kinds(plan: &Plan) -> Result<(), Error> {
             let why = if a.kind == b.kind {
                 "both answer calls to some subjects; narrow one of the patterns"
             } else {
-                "a subject is either for events or for calls; rename one of the patterns"
+                "a subject is for events, for calls or for streaming calls; rename one of the patterns"
             };
             return Err(Error::config(format!(
                 "handlers `{}` (`{}`) and `{}` (`{}`) overlap: {why}",

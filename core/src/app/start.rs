@@ -14,10 +14,14 @@ use super::{App, connect};
 use crate::client::{Client, ClientCore, Wire};
 use crate::config;
 use crate::context::Scope;
-use crate::engine::{CallWork, Crew, EventSettings, EventWork, Invoke, Schedule, copies};
+use crate::engine::{
+    CallWork, Crew, EventSettings, EventWork, Invoke, Schedule, StreamWork, copies,
+};
 use crate::extract::StateMap;
 use crate::pattern::publish_subscribe::{Incoming, Provision, Spec, Store};
 use crate::pattern::request_reply::{CallSpec, IncomingCalls};
+use crate::pattern::streaming::IncomingStreams;
+use crate::router::HandlerKind;
 use crate::{Error, ErrorKind};
 
 /// What the handlers of a start share.
@@ -35,6 +39,7 @@ struct Starter {
 struct Sources {
     events: HashMap<usize, Box<dyn Incoming>>,
     calls: HashMap<usize, Box<dyn IncomingCalls>>,
+    streams: HashMap<usize, Box<dyn IncomingStreams>>,
 }
 
 pub(super) async fn start(app: App) -> Result<RunningApp, Error> {
@@ -79,10 +84,14 @@ async fn open(plan: &Plan, core: &Arc<ClientCore>, sources: &mut Sources) -> Res
                 .filter(move |(_, handler)| handler.wire == index)
         };
         declare(plan, core, index, wire).await?;
-        let calls: Vec<(usize, CallSpec)> = of_wire()
-            .filter_map(|(at, h)| Some((at, h.call_spec()?)))
-            .collect();
-        serve(plan, wire, &calls, sources).await?;
+        let of_kind = |kind| -> Vec<(usize, CallSpec)> {
+            of_wire()
+                .filter(|(_, h)| h.info.kind == kind)
+                .filter_map(|(at, h)| Some((at, h.call_spec()?)))
+                .collect()
+        };
+        serve(plan, wire, &of_kind(HandlerKind::Call), sources).await?;
+        accept(plan, wire, &of_kind(HandlerKind::Stream), sources).await?;
         let events: Vec<(usize, Spec)> = of_wire()
             .filter_map(|(at, h)| Some((at, h.spec()?)))
             .collect();
@@ -154,6 +163,28 @@ async fn serve(
     let served = responder.serve(&specs).await;
     let opened = collect(plan, calls.iter().map(|(at, _)| *at), served, wire)?;
     sources.calls.extend(opened);
+    Ok(())
+}
+
+async fn accept(
+    plan: &Plan,
+    wire: &Wire,
+    streams: &[(usize, CallSpec)],
+    sources: &mut Sources,
+) -> Result<(), Error> {
+    if streams.is_empty() {
+        return Ok(());
+    }
+    let Some(streamer) = &wire.streamer else {
+        let message = "the transport declares streaming calls but accepts none";
+        return Err(
+            Error::new(ErrorKind::Unsupported, message).with_context("transport", &wire.name)
+        );
+    };
+    let specs: Vec<CallSpec> = streams.iter().map(|(_, spec)| spec.clone()).collect();
+    let accepted = streamer.accept(&specs).await;
+    let opened = collect(plan, streams.iter().map(|(at, _)| *at), accepted, wire)?;
+    sources.streams.extend(opened);
     Ok(())
 }
 
@@ -240,6 +271,9 @@ async fn roll_back(core: &ClientCore, sources: Sources) {
     for mut source in sources.calls.into_values() {
         let _ = source.stop().await;
     }
+    for mut source in sources.streams.into_values() {
+        let _ = source.stop().await;
+    }
     let _ = core.wires.close(std::time::Duration::from_secs(1)).await;
 }
 
@@ -258,7 +292,7 @@ impl Starter {
     ) -> Box<dyn Member> {
         let (timeout, codec) = match &handler.settings {
             Settings::Event(event) => (event.timeout, event.codec),
-            Settings::Call(call) => (call.timeout, call.codec),
+            Settings::Call(call) | Settings::Stream(call) => (call.timeout, call.codec),
         };
         let scope = Arc::new(Scope {
             info: Arc::clone(&handler.info),
@@ -291,6 +325,14 @@ impl Starter {
                 stopping,
                 waiting,
             );
+            let crew = Crew::new(Arc::new(work), source, concurrency, window, self.workers);
+            crew.workers()
+                .into_iter()
+                .for_each(|worker| drop(workers.spawn(worker)));
+            return Box::new(crew);
+        }
+        if let Some(source) = sources.streams.remove(&index) {
+            let work = StreamWork::new(invoke, handler.takes_items);
             let crew = Crew::new(Arc::new(work), source, concurrency, window, self.workers);
             crew.workers()
                 .into_iter()

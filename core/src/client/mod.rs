@@ -5,6 +5,7 @@ mod delivery;
 mod emit;
 mod emit_all;
 mod request;
+mod stream;
 mod subscribe;
 mod wires;
 
@@ -20,15 +21,16 @@ pub use emit::{Emit, EmitFuture};
 pub use emit_all::{EmitAll, EmitAllError};
 pub(crate) use request::error_reply;
 pub use request::{Request, RequestFuture};
+pub use stream::{Both, Open, Replies, Requests};
 pub use subscribe::{Subscribe, Subscription};
 pub(crate) use wires::{SubjectRoute, Wire, Wires};
 
 use crate::clock::Clock;
-use crate::contract::{CallTarget, EventPattern, EventTarget};
+use crate::contract::{CallTarget, EventPattern, EventTarget, Many, One, StreamTarget};
 use crate::payload::{FromPayload, IntoPayload};
 use crate::telemetry::ClientMetrics;
 use crate::testing::Recorder;
-use crate::{Codec, Error, ErrorKind, Message};
+use crate::{Codec, Error, ErrorKind, Inbound, Message};
 
 /// Emits events, makes calls and opens subscriptions, over the transports that the configuration names.
 ///
@@ -186,6 +188,121 @@ impl Client {
         R: FromPayload,
     {
         Request::new(self, target.subject(), request)
+    }
+
+    /// Opens a streaming call with one request and many replies; awaiting it yields them, once the handler has accepted.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Result, Router};
+    /// use futures::{Stream, StreamExt, stream};
+    ///
+    /// fn count(to: u32) -> impl Stream<Item = Result<u32>> {
+    ///     stream::iter((1..=to).map(Ok))
+    /// }
+    /// let app = App::new("math").router(Router::new().on_stream("math.count", count)).start().await?;
+    /// let numbers = app.client().stream::<_, u32>("math.count", &3).await?;
+    /// assert_eq!(numbers.map(|number| number.unwrap()).collect::<Vec<_>>().await, [1, 2, 3]);
+    /// # app.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Remote` where the handler refuses, `NoRoute` at once where nobody listens and the wire can tell, `Timeout` where it
+    /// was not accepted in time, `Unsupported` where the transport has no streaming calls or the subject answers calls.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the call up.
+    pub fn stream<Q, R>(
+        &self,
+        target: impl StreamTarget<Q, Many<R>>,
+        request: &Q,
+    ) -> Open<'_, Replies<R>>
+    where
+        Q: IntoPayload + ?Sized,
+        R: FromPayload,
+    {
+        Open::with_request(self, target.subject(), request)
+    }
+
+    /// Opens a streaming call with many requests and one reply.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Inbound, Result, Router};
+    ///
+    /// async fn sum(mut numbers: Inbound<u32>) -> Result<u32> {
+    ///     let mut sum = 0;
+    ///     while let Some(number) = numbers.next().await {
+    ///         sum += number?;
+    ///     }
+    ///     Ok(sum)
+    /// }
+    /// let app = App::new("math").router(Router::new().on_stream("math.sum", sum)).start().await?;
+    /// let mut upload = app.client().upload::<u32, u32>("math.sum").await?;
+    /// upload.send(&20).await?;
+    /// upload.send(&22).await?;
+    /// assert_eq!(upload.finish().await?, 42);
+    /// # app.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream). A handler that refuses does so in the reply.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the call up.
+    pub fn upload<T, R>(
+        &self,
+        target: impl StreamTarget<Inbound<T>, One<R>>,
+    ) -> Open<'_, Requests<T, R>>
+    where
+        T: IntoPayload + 'static,
+        R: FromPayload,
+    {
+        Open::with_items(self, target.subject())
+    }
+
+    /// Opens a streaming call with many requests and many replies, each direction with an end of its own.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Inbound, Result, Router};
+    /// use futures::{Stream, StreamExt};
+    ///
+    /// fn double(numbers: Inbound<u32>) -> impl Stream<Item = Result<u32>> {
+    ///     numbers.map(|number| Ok(number? * 2))
+    /// }
+    /// let app = App::new("math").router(Router::new().on_stream("math.double", double)).start().await?;
+    /// let (mut numbers, mut doubles) = app.client().duplex::<u32, u32>("math.double").await?;
+    /// numbers.send(&21).await?;
+    /// assert_eq!(doubles.next().await.unwrap()?, 42);
+    /// numbers.finish().await?;
+    /// assert!(doubles.next().await.is_none());
+    /// # app.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream). A handler that refuses does so before its first reply.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the call up.
+    pub fn duplex<T, R>(
+        &self,
+        target: impl StreamTarget<Inbound<T>, Many<R>>,
+    ) -> Open<'_, Both<T, R>>
+    where
+        T: IntoPayload + 'static,
+        R: FromPayload,
+    {
+        Open::with_items(self, target.subject())
     }
 
     /// Listens to a pattern: with a group as one of its consumers, without one as a private copy that leaves nothing

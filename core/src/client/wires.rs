@@ -9,6 +9,7 @@ use futures::future::join_all;
 use crate::config::Unrouted;
 use crate::pattern::publish_subscribe::{Publisher, Subscriber};
 use crate::pattern::request_reply::Requester;
+use crate::pattern::streaming::Streamer;
 use crate::transport::Transport;
 use crate::{Capabilities, Error, ErrorKind, Guarantee, Pattern, Subject};
 
@@ -19,6 +20,7 @@ pub(crate) struct Wire {
     pub(crate) publisher: Arc<dyn Publisher>,
     pub(crate) subscriber: Arc<dyn Subscriber>,
     pub(crate) requester: Option<Arc<dyn Requester>>,
+    pub(crate) streamer: Option<Arc<dyn Streamer>>,
     pub(crate) capabilities: Capabilities,
 }
 
@@ -64,6 +66,7 @@ impl Wire {
             publisher: transport.publisher(),
             subscriber: transport.subscriber(),
             requester: transport.requester(),
+            streamer: transport.streamer(),
             capabilities: transport.capabilities(),
             transport,
         }
@@ -114,6 +117,18 @@ impl Wires {
             Error::new(
                 ErrorKind::Unsupported,
                 "the transport has no calls; name another under `calls`",
+            )
+            .with_context("transport", &wire.name)
+            .with_context("subject", subject)
+        })
+    }
+
+    pub(crate) fn streamer(&self, subject: &Subject) -> Result<&Arc<dyn Streamer>, Error> {
+        let wire = &self.wires[self.route(subject).calls];
+        wire.streamer.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                "the transport has no streaming calls; name another under `calls`",
             )
             .with_context("transport", &wire.name)
             .with_context("subject", subject)

@@ -160,6 +160,14 @@ impl Lines {
                 &said.origin,
             );
         }
+        if let Some(said) = &section.stream_heartbeat {
+            self.add(
+                path,
+                "stream_heartbeat",
+                &(kind::TIMEOUT.show)(&said.value),
+                &said.origin,
+            );
+        }
         for (scheme, node) in &section.sections {
             self.node(&format!("{path}.{scheme}"), node);
         }

@@ -171,6 +171,24 @@ impl Config {
         })
     }
 
+    /// As [`call`](Self::call), for the handler of a streaming call, which may take as long as it takes unless its own
+    /// section or the code says otherwise.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn stream(
+        &self,
+        name: &str,
+        pattern: &Pattern,
+        code: &HandlerSettings,
+    ) -> Result<CallHandler, Error> {
+        let mut stream = self.call(name, pattern, code)?;
+        if self.handler_keys(name).timeout.is_none() && code.timeout.is_none() {
+            stream.timeout = defaults::STREAM_TIMEOUT;
+        }
+        Ok(stream)
+    }
+
     /// Refuses a `[handlers.NAME]` section whose handler is not among `names`.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::keys::{HandlerKeys, Keys, SubjectKeys, TlsKeys, TopKeys};
 use super::kind::{self, section};
@@ -51,6 +52,7 @@ pub(super) struct TransportSection {
     pub(super) token: Option<Said<SecretSource>>,
     pub(super) tls: TlsKeys,
     pub(super) allow_plaintext: Option<Said<bool>>,
+    pub(super) stream_heartbeat: Option<Said<Duration>>,
     /// The sections for single schemes.
     pub(super) sections: BTreeMap<String, Node>,
 }
@@ -237,7 +239,7 @@ impl RuleSection {
 }
 
 impl TransportSection {
-    const KEYS: [&'static str; 12] = [
+    const KEYS: [&'static str; 13] = [
         "url",
         "user",
         "user_file",
@@ -250,6 +252,7 @@ impl TransportSection {
         "token_env",
         "tls",
         "allow_plaintext",
+        "stream_heartbeat",
     ];
 
     fn new(origin: &Origin) -> Self {
@@ -261,6 +264,7 @@ impl TransportSection {
             token: None,
             tls: TlsKeys::default(),
             allow_plaintext: None,
+            stream_heartbeat: None,
             sections: BTreeMap::new(),
         }
     }
@@ -273,6 +277,9 @@ impl TransportSection {
                 "tls" => section.tls = read_tls(node, &format!("{path}.tls"))?,
                 "allow_plaintext" => {
                     section.allow_plaintext = Some(kind::FLAG.read(node, key, path)?);
+                }
+                "stream_heartbeat" => {
+                    section.stream_heartbeat = Some(kind::TIMEOUT.read(node, key, path)?);
                 }
                 _ if Self::KEYS.contains(&key.as_str()) => section.read_secret(key, node, path)?,
                 _ => {
@@ -351,6 +358,7 @@ impl TransportSection {
         merge(&mut self.token, &high.token);
         self.tls.merge(&high.tls);
         merge(&mut self.allow_plaintext, &high.allow_plaintext);
+        merge(&mut self.stream_heartbeat, &high.stream_heartbeat);
         for (scheme, node) in high.sections {
             match self.sections.get_mut(&scheme) {
                 Some(low) => low.merge(&node),

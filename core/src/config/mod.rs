@@ -242,6 +242,9 @@ mod defaults {
     pub(super) const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(30 * DAY);
     pub(super) const CONCURRENCY: usize = 64;
     pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
+    pub(super) const STREAM_HEARTBEAT: Duration = Duration::from_secs(5);
+    /// As long as it takes.
+    pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(100 * 366 * DAY);
     pub(super) const RETRY: [Duration; 6] = [
         Duration::from_millis(200),
         Duration::from_secs(1),

@@ -120,6 +120,10 @@ impl Config {
             token,
             tls: section.tls(),
             allow_plaintext: super::or(&section.allow_plaintext, false),
+            stream_heartbeat: super::or(
+                &section.stream_heartbeat,
+                super::defaults::STREAM_HEARTBEAT,
+            ),
             section: table,
             subjects: Arc::clone(&self.0.rules),
             places,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -51,6 +52,8 @@ pub struct TransportConfig {
     pub tls: Tls,
     /// Whether a server that is not on this machine may be reached without encryption.
     pub allow_plaintext: bool,
+    /// How often a side of an emulated stream gives a sign of life; who is silent for twice as long is lost.
+    pub stream_heartbeat: Duration,
     /// The `[transports.NAME.SCHEME]` section.
     pub section: toml::Table,
     /// The `[[subjects]]` rules; the first match wins. An adapter looks here for its own table and for replicas.
@@ -98,6 +101,7 @@ impl TransportConfig {
             token: None,
             tls: Tls::default(),
             allow_plaintext: false,
+            stream_heartbeat: super::defaults::STREAM_HEARTBEAT,
             section: toml::Table::new(),
             subjects: Arc::default(),
             places: BTreeMap::new(),

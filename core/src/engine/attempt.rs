@@ -139,7 +139,7 @@ impl Invoke {
         let info = &self.scope.info;
         tracing::info_span!(
             "process",
-            otel.kind = if info.kind == HandlerKind::Call { "server" } else { "consumer" },
+            otel.kind = if info.kind == HandlerKind::Event { "consumer" } else { "server" },
             messaging.operation.name = "process",
             messaging.destination.name = %context.subject(),
             messaging.destination.template = %info.pattern,

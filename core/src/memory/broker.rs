@@ -129,6 +129,7 @@ pub(super) struct Broker {
     config: OnceLock<MemoryConfig>,
     pub(super) shared: Arc<Shared>,
     pub(super) calls: Switchboard,
+    pub(super) openings: super::streams::Openings,
     topology: RwLock<Topology>,
 }
 
@@ -173,6 +174,7 @@ impl Default for Broker {
         Self {
             config: OnceLock::new(),
             calls: Switchboard::new(Arc::clone(&shared)),
+            openings: super::streams::Openings::default(),
             shared,
             topology: RwLock::default(),
         }

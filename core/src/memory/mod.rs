@@ -26,6 +26,7 @@ mod queue;
 mod room;
 mod service;
 mod store;
+mod streams;
 mod subscriber;
 mod switchboard;
 #[cfg(test)]

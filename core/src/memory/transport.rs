@@ -14,11 +14,13 @@ use super::broker::MemoryBroker;
 use super::calls::{MemoryRequester, MemoryResponder};
 use super::config::MemoryConfig;
 use super::publisher::MemoryPublisher;
+use super::streams::MemoryStreamer;
 use super::subscriber::MemorySubscriber;
 use crate::clock::Clock;
 use crate::config::TransportConfig;
 use crate::pattern::publish_subscribe::{Publisher, Spec, Subscriber};
 use crate::pattern::request_reply::{CallSpec, Requester, Responder};
+use crate::pattern::streaming::Streamer;
 use crate::transport::{Adapter, BrokerObject, Status, Transport};
 use crate::{
     Capabilities, DeliveryCount, Error, ErrorKind, Limits, MAX_SUBJECT_LEN, OrderScope, Support,
@@ -105,7 +107,7 @@ fn capabilities(config: &MemoryConfig) -> Capabilities {
         wildcards: Support::Native,
         calls: Support::Native,
         no_responder: Support::Native,
-        streams: Support::Unsupported,
+        streams: Support::Native,
         delay: Support::Native,
         limits: Limits {
             max_payload: config.max_payload,
@@ -141,6 +143,10 @@ impl Transport for MemoryTransport {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         Some(Arc::new(MemoryResponder::new(Arc::clone(&self.connection))))
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        Some(Arc::new(MemoryStreamer::new(Arc::clone(&self.connection))))
     }
 
     fn status(&self) -> watch::Receiver<Status> {

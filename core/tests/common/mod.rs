@@ -14,6 +14,7 @@ use anywire::config::TransportConfig;
 use anywire::memory::{self, MemoryBroker};
 use anywire::pattern::publish_subscribe::{Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{App, Capabilities, Config, Error, Router, async_trait};
 use tokio::sync::watch;
@@ -136,6 +137,10 @@ impl Transport for AlteredTransport {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         self.inner.responder()
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        self.inner.streamer()
     }
 
     fn status(&self) -> watch::Receiver<Status> {

@@ -70,6 +70,8 @@ pub enum Need {
     NoWildcards,
     /// Calls.
     Calls,
+    /// Streaming calls.
+    Streams,
     /// A call that nobody answers fails at once.
     NoResponder,
     /// Publishing for later.
@@ -84,7 +86,7 @@ pub enum Need {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AtLeastOnce,
         Self::Durable,
         Self::NotDurable,
@@ -101,6 +103,7 @@ impl Need {
         Self::Wildcards,
         Self::NoWildcards,
         Self::Calls,
+        Self::Streams,
         Self::NoResponder,
         Self::Delay,
         Self::NoDelay,
@@ -131,6 +134,7 @@ impl Need {
             Self::Wildcards => declared.wildcards.is_supported(),
             Self::NoWildcards => !declared.wildcards.is_supported(),
             Self::Calls => declared.calls.is_supported(),
+            Self::Streams => declared.streams.is_supported(),
             Self::NoResponder => declared.no_responder.is_supported(),
             Self::Delay => declared.delay.is_supported(),
             Self::NoDelay => !declared.delay.is_supported(),
@@ -157,6 +161,7 @@ impl Need {
             Self::Wildcards => "wildcards: no",
             Self::NoWildcards => "wildcards: yes",
             Self::Calls => "calls: no",
+            Self::Streams => "streams: no",
             Self::NoResponder => "no_responder: no",
             Self::Delay => "delay: no",
             Self::NoDelay => "delay: yes",

@@ -8,7 +8,7 @@ use anywire::pattern::request_reply::CallSpec;
 use anywire::transport::Transport;
 use anywire::{Error, Message, Pattern, Provision};
 
-use crate::{Calls, Subscription, Test};
+use crate::{Calls, Streams, Subscription, Test};
 
 /// How long a publish may take where nothing is broken.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,6 +139,13 @@ impl Connection {
         let calling = requester.request(message, deadline).wait();
         let called = tokio::time::timeout(timeout + TARDINESS, calling).await;
         called.expect("a call ends by its deadline")
+    }
+
+    /// The role that opens and accepts streaming calls.
+    #[must_use]
+    pub fn streams(&self) -> Streams {
+        let streamer = self.transport.streamer().expect("streams are declared");
+        Streams::new(self.test.clone(), streamer)
     }
 
     /// Closes the client.

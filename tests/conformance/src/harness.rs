@@ -13,6 +13,9 @@ use anywire::{Capabilities, Error, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+/// How often a side of a stream gives a sign of life.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
+
 /// The adapter under test. One harness serves the whole suite, from many tests at once, on runtimes of their own.
 ///
 /// What it keeps for the whole run (a server, a native connection) it should open before the suite starts: sockets and
@@ -83,7 +86,10 @@ impl dyn Harness {
     fn transport_config(&self) -> TransportConfig {
         let schemes = self.adapter().schemes();
         let resolved = self.app_config().resolve("main", "conformance", &[schemes]);
-        resolved.expect("the harness' configuration names a transport of its adapter")
+        let mut config =
+            resolved.expect("the harness' configuration names a transport of its adapter");
+        config.stream_heartbeat = HEARTBEAT;
+        config
     }
 }
 

@@ -18,6 +18,7 @@ mod sabotage;
 pub mod sections;
 mod sightings;
 mod skips;
+mod streams;
 mod subscription;
 mod test;
 
@@ -31,5 +32,6 @@ pub use runner::{check, run};
 pub use sabotage::Sabotage;
 pub use sections::behaviours;
 pub use sightings::{Sightings, Teller};
+pub use streams::{Accepting, Streams, Talk};
 pub use subscription::{Calls, Delivery, Subscription};
 pub use test::{TEST_HEADER, Test, number};

@@ -10,6 +10,7 @@ use anywire::pattern::publish_subscribe::{
     Incoming, PublishBatch, Published, Publisher, Spec, Store, Stored, Subscriber,
 };
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{Capabilities, Error, ErrorKind, OrderScope, Pattern, Subject, Support};
 use async_trait::async_trait;
@@ -153,6 +154,10 @@ impl Transport for Switched<dyn Transport> {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         self.inner.responder()
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        self.inner.streamer()
     }
 
     fn status(&self) -> watch::Receiver<Status> {

@@ -160,3 +160,50 @@ fn leaving_a_task_behind_is_caught() {
         &["a01_every_published_message_arrives_once_intact"],
     );
 }
+
+#[test]
+fn dropping_an_item_of_a_stream_is_caught() {
+    caught(
+        Fault::DropsAnItem,
+        &["p01_items_arrive_whole_and_in_order_and_then_the_end"],
+    );
+}
+
+#[test]
+fn ending_a_stream_early_is_caught() {
+    caught(
+        Fault::EndsEarly,
+        &["p01_items_arrive_whole_and_in_order_and_then_the_end"],
+    );
+}
+
+#[test]
+fn ending_a_stream_where_it_breaks_is_caught() {
+    caught(
+        Fault::EndsWhereItBreaks,
+        &[
+            "p03_an_error_comes_after_all_items_before_it",
+            "p03_a_sender_that_goes_is_no_clean_end",
+            "p05_a_side_that_vanishes_is_missed",
+        ],
+    );
+}
+
+#[test]
+fn ignoring_the_credit_of_a_stream_is_caught() {
+    caught(
+        Fault::IgnoresCredit,
+        &["p02_a_reader_that_takes_nothing_bounds_its_sender"],
+    );
+}
+
+#[test]
+fn losing_the_cancel_of_a_stream_is_caught() {
+    caught(
+        Fault::LosesTheCancel,
+        &[
+            "p03_a_reader_that_goes_stops_its_sender_within_a_second",
+            "p07_streams_that_are_left_leave_a_working_client",
+        ],
+    );
+}

@@ -132,6 +132,7 @@ const PLACES: [(&str, &str); 21] = [
     ("transports.main.nats.url", "nats://u:$@h"),
     ("transports.main.tls", "$"),
     ("transports.main.allow_plaintext", "$"),
+    ("transports.main.stream_heartbeat", "$"),
     ("events", "nats://u:$@h"),
     ("grace", "$"),
     ("defaults.retry", "$"),

@@ -22,6 +22,7 @@ pub mod request_reply;
 pub mod retrying;
 pub mod settlement;
 pub mod shutdown;
+pub mod streaming;
 pub mod subscribing;
 pub mod working;
 
@@ -52,6 +53,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     dead_letters::ALL,
     request_reply::ALL,
     answering::ALL,
+    streaming::ALL,
     working::ALL,
     handlers::ALL,
     configuration::ALL,
@@ -89,6 +91,7 @@ mod tests {
             include_str!("retrying.rs"),
             include_str!("settlement.rs"),
             include_str!("shutdown.rs"),
+            include_str!("streaming.rs"),
             include_str!("subscribing.rs"),
             include_str!("working.rs"),
         ];

@@ -13,12 +13,15 @@ use anywire::pattern::publish_subscribe::{
     Spec, Store, Stored, Subscriber, SubscriptionId, Target,
 };
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::pattern::{Batch, Progress, PullResult, Pulled, Tag};
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{Capabilities, Error, ErrorKind, Headers, Message, Receipt};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+
+use super::broken_streams::BrokenStreamer;
 
 /// How a transport misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,11 @@ pub(crate) enum Fault {
     RedeliversToTheWrongSubscription,
     MixesUpReplies,
     LeavesATaskBehind,
+    DropsAnItem,
+    EndsEarly,
+    EndsWhereItBreaks,
+    IgnoresCredit,
+    LosesTheCancel,
 }
 
 /// An adapter whose transports have a fault.
@@ -159,6 +167,11 @@ impl Transport for Broken {
 
     fn responder(&self) -> Option<Arc<dyn Responder>> {
         self.inner.responder()
+    }
+
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        let inner = self.inner.streamer()?;
+        Some(Arc::new(BrokenStreamer::new(inner, self.fault)))
     }
 
     fn status(&self) -> watch::Receiver<Status> {

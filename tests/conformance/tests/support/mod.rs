@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod broken;
+mod broken_streams;
 
 use std::io;
 use std::sync::Arc;

@@ -1,0 +1,254 @@
+//! What the emulation writes into a frame's header, and how it is read.
+
+use std::fmt;
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+/// The longest address that is believed, in bytes.
+const MAX_ADDRESS: usize = 512;
+
+/// Which of its two sides a stream's frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Side {
+    Caller,
+    Server,
+}
+
+impl Side {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Caller => Self::Server,
+            Self::Server => Self::Caller,
+        }
+    }
+}
+
+/// One side of one stream: the correlation id of the frames that are for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct End {
+    pub(super) stream: u128,
+    pub(super) side: Side,
+}
+
+impl End {
+    pub(super) fn other(self) -> Self {
+        Self {
+            stream: self.stream,
+            side: self.side.other(),
+        }
+    }
+
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let (side, digits) = text.split_at_checked(1)?;
+        let side = match side {
+            "c" => Side::Caller,
+            "s" => Side::Server,
+            _ => return None,
+        };
+        let is_whole = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let stream = is_whole.then(|| u128::from_str_radix(digits, 16).ok())?;
+        Some(Self {
+            stream: stream?,
+            side,
+        })
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = match self.side {
+            Side::Caller => 'c',
+            Side::Server => 's',
+        };
+        write!(f, "{side}{:032x}", self.stream)
+    }
+}
+
+/// How much the reader allows, from the stream's beginning on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Credit {
+    pub(super) items: u64,
+    pub(super) bytes: u64,
+}
+
+/// What a frame is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// The request that opens a stream.
+    Open {
+        stream: u128,
+        /// Whether its sender sends items.
+        sends: bool,
+        credit: Credit,
+        /// The time that the whole has left.
+        left: Option<Duration>,
+        address: SmolStr,
+    },
+    /// The reply that accepts it.
+    Accept { credit: Credit, address: SmolStr },
+    /// An item and its number, from 1.
+    Item(u64),
+    /// The end, after so many items.
+    End(u64),
+    /// More may be sent.
+    Credit(Credit),
+    /// The reader wants no more.
+    Stop,
+    /// The sender of this is there, has sent so many items, and allows so many.
+    Beat {
+        sent: u64,
+        credit: Credit,
+        address: SmolStr,
+    },
+    /// The stream is not known where the frame before this went.
+    Gone,
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open {
+                stream,
+                sends,
+                credit,
+                left,
+                address,
+            } => {
+                let sends = u8::from(*sends);
+                let Credit { items, bytes } = credit;
+                write!(f, "open {stream:032x} {sends} {items} {bytes} ")?;
+                match left {
+                    Some(left) => write!(f, "{}", left.as_millis())?,
+                    None => f.write_str("-")?,
+                }
+                write!(f, " {address}")
+            }
+            Self::Accept { credit, address } => {
+                write!(f, "accept {} {} {address}", credit.items, credit.bytes)
+            }
+            Self::Item(number) => write!(f, "i {number}"),
+            Self::End(items) => write!(f, "e {items}"),
+            Self::Credit(Credit { items, bytes }) => write!(f, "c {items} {bytes}"),
+            Self::Stop => f.write_str("stop"),
+            Self::Beat {
+                sent,
+                credit: Credit { items, bytes },
+                address,
+            } => write!(f, "b {sent} {items} {bytes} {address}"),
+            Self::Gone => f.write_str("gone"),
+        }
+    }
+}
+
+impl Frame {
+    /// Reads what a peer wrote; `None` where it is no frame of ours.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let frame = match words.next()? {
+            "i" => Self::Item(number(&mut words)?),
+            "e" => Self::End(number(&mut words)?),
+            "c" => Self::Credit(credit(&mut words)?),
+            "b" => Self::Beat {
+                sent: number(&mut words)?,
+                credit: credit(&mut words)?,
+                address: address(&mut words)?,
+            },
+            "stop" => Self::Stop,
+            "gone" => Self::Gone,
+            "accept" => Self::Accept {
+                credit: credit(&mut words)?,
+                address: address(&mut words)?,
+            },
+            "open" => Self::Open {
+                stream: u128::from_str_radix(words.next()?, 16).ok()?,
+                sends: words.next()? == "1",
+                credit: credit(&mut words)?,
+                left: match words.next()? {
+                    "-" => None,
+                    millis => Some(Duration::from_millis(millis.parse().ok()?)),
+                },
+                address: address(&mut words)?,
+            },
+            _ => return None,
+        };
+        words.next().is_none().then_some(frame)
+    }
+}
+
+fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
+    words.next()?.parse().ok()
+}
+
+fn credit<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Credit> {
+    Some(Credit {
+        items: number(words)?,
+        bytes: number(words)?,
+    })
+}
+
+fn address<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<SmolStr> {
+    let text = words.next()?;
+    (!text.is_empty() && text.len() <= MAX_ADDRESS).then(|| text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frames() -> impl Strategy<Value = Frame> {
+        let credit =
+            (any::<u64>(), any::<u64>()).prop_map(|(items, bytes)| Credit { items, bytes });
+        let address = "[!-~]{1,40}".prop_map(SmolStr::from);
+        let left = proptest::option::of(any::<u32>());
+        prop_oneof![
+            (
+                any::<u128>(),
+                any::<bool>(),
+                credit.clone(),
+                left,
+                address.clone()
+            )
+                .prop_map(|(stream, sends, credit, left, address)| Frame::Open {
+                    stream,
+                    sends,
+                    credit,
+                    left: left.map(|millis| Duration::from_millis(millis.into())),
+                    address,
+                }),
+            (credit.clone(), address.clone())
+                .prop_map(|(credit, address)| Frame::Accept { credit, address }),
+            any::<u64>().prop_map(Frame::Item),
+            any::<u64>().prop_map(Frame::End),
+            credit.clone().prop_map(Frame::Credit),
+            Just(Frame::Stop),
+            (any::<u64>(), credit, address).prop_map(|(sent, credit, address)| Frame::Beat {
+                sent,
+                credit,
+                address
+            }),
+            Just(Frame::Gone),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_survives_its_text(frame in frames()) {
+            prop_assert_eq!(Frame::read(&frame.to_string()), Some(frame));
+        }
+
+        #[test]
+        fn any_text_is_read(text in any::<String>()) {
+            let _ = (Frame::read(&text), End::read(&text));
+        }
+
+        #[test]
+        fn an_end_survives_its_text(stream in any::<u128>(), caller in any::<bool>()) {
+            let side = if caller { Side::Caller } else { Side::Server };
+            let end = End { stream, side };
+            prop_assert_eq!(End::read(&end.to_string()), Some(end));
+        }
+    }
+}
