@@ -546,7 +546,12 @@ impl KafkaResponder {
     }
 
     async fn open(&self, spec: &CallSpec) -> Result<KafkaCalls, Error> {
-        let CallSpec { pattern, window } = spec;
+        let CallSpec {
+            pattern,
+            window,
+            // An opening tells whether there will be some.
+            items: _,
+        } = spec;
         let connection = &self.connection;
         connection.check_open()?;
         let topic = names::calls(pattern)?;

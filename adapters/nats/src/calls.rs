@@ -150,7 +150,12 @@ impl NatsResponder {
     }
 
     async fn open(&self, spec: &CallSpec) -> Result<Box<dyn IncomingCalls>, Error> {
-        let CallSpec { pattern, window } = spec;
+        let CallSpec {
+            pattern,
+            window,
+            // An opening tells whether there will be some.
+            items: _,
+        } = spec;
         let connection = &self.connection;
         connection.check_open()?;
         connection.topology.keep_for_calls(pattern).await?;

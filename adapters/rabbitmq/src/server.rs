@@ -36,7 +36,12 @@ impl RabbitmqResponder {
     }
 
     async fn open(&self, spec: &CallSpec) -> Result<Box<dyn IncomingCalls>, Error> {
-        let CallSpec { pattern, window } = spec;
+        let CallSpec {
+            pattern,
+            window,
+            // An opening tells whether there will be some.
+            items: _,
+        } = spec;
         let connection = &self.connection;
         connection.check_open()?;
         let link = connection.consuming().await?;

@@ -243,7 +243,11 @@ impl PlannedHandler {
     /// What its serving asks of the wire; `None` for an event.
     pub(crate) fn call_spec(&self) -> Option<CallSpec> {
         let is_call = self.event().is_none();
-        is_call.then(|| CallSpec::new(self.info.pattern.clone()).with_window(self.window()))
+        is_call.then(|| {
+            CallSpec::new(self.info.pattern.clone())
+                .with_window(self.window())
+                .with_items(self.takes_items)
+        })
     }
 }
 

@@ -182,7 +182,12 @@ impl MemoryResponder {
     }
 
     fn open(&self, spec: &CallSpec) -> Result<Box<dyn IncomingCalls>, Error> {
-        let CallSpec { pattern, window } = spec;
+        let CallSpec {
+            pattern,
+            window,
+            // An opening tells whether there will be some.
+            items: _,
+        } = spec;
         self.connection.check_open()?;
         let (service, server) = self.connection.broker.0.calls.serve(pattern, *window);
         let server = Server::tied(Arc::clone(&self.connection), service, server);

@@ -70,6 +70,8 @@ pub struct CallSpec {
     pub pattern: Pattern,
     /// The most calls that may be unanswered at once.
     pub window: usize,
+    /// Whether the handler takes the items of its callers: always `false` for calls, which have one request.
+    pub items: bool,
 }
 
 impl CallSpec {
@@ -79,7 +81,15 @@ impl CallSpec {
         Self {
             pattern,
             window: 256,
+            items: false,
         }
+    }
+
+    /// Says that the handler takes the items of its callers.
+    #[must_use]
+    pub fn with_items(mut self, items: bool) -> Self {
+        self.items = items;
+        self
     }
 
     /// Sets the most calls that may be unanswered at once; at least 1.

@@ -138,7 +138,8 @@ pub trait ItemSink: fmt::Debug + Send {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
 
     /// Ends the direction, after all items: with nothing, or with an error that the reader gets after them. Called until it
-    /// is ready, with the same end.
+    /// is ready, with the same end. Where the side that has accepted ends its own, the call is over: what the other side still
+    /// sends need not arrive.
     fn poll_close(
         &mut self,
         cx: &mut Context<'_>,

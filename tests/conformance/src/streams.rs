@@ -30,11 +30,12 @@ impl Streams {
         Self { test, streamer }
     }
 
-    /// Opens a streaming call.
+    /// Opens a streaming call: with a request, or with items to be sent.
     ///
     /// # Errors
     /// What the adapter answers.
     pub async fn open(&self, tail: &str, request: &str, sends: bool) -> Result<Talk, Error> {
+        let request = if sends { "" } else { request };
         let opening = Opening {
             message: self.test.message(tail, request.to_owned()),
             deadline: self.test.clock().now() + PATIENCE,
@@ -47,9 +48,9 @@ impl Streams {
         opened.map(Talk::new)
     }
 
-    /// Accepts streaming calls.
-    pub async fn accept(&self, tail: &str) -> Accepting {
-        let spec = CallSpec::new(self.test.pattern(tail));
+    /// Accepts streaming calls, whose callers send items or do not.
+    pub async fn accept(&self, tail: &str, items: bool) -> Accepting {
+        let spec = CallSpec::new(self.test.pattern(tail)).with_items(items);
         let mut accepted = self.streamer.accept(&[spec]).await;
         let incoming = accepted.pop().expect("one result");
         Accepting {

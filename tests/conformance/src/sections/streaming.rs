@@ -25,17 +25,17 @@ behaviours! {
     p03_an_error_comes_after_all_items_before_it: [Streams],
     p03_a_refusal_is_the_openings_own_error: [Streams],
     p03_a_sender_that_goes_is_no_clean_end: [Streams],
-    p04_each_direction_ends_by_itself: [Streams],
+    p04_what_the_caller_sends_ends_by_itself: [Streams],
     p05_an_idle_stream_lives_and_a_silent_one_is_missed: [Streams, Broker],
     p05_a_side_that_vanishes_is_missed: [Streams],
     p06_nobody_who_accepts_is_told_at_once: [Streams, NoResponder],
     p07_streams_that_are_left_leave_a_working_client: [Streams],
 }
 
-/// Both sides, the one that accepts first.
-async fn both(test: &Test) -> (Accepting, Streams, [crate::Connection; 2]) {
+/// Both sides, the one that accepts first; `sends` says whether the other one sends items.
+async fn both(test: &Test, sends: bool) -> (Accepting, Streams, [crate::Connection; 2]) {
     let (server, client) = (test.connect().await, test.connect().await);
-    let accepting = server.streams().accept("talk").await;
+    let accepting = server.streams().accept("talk", sends).await;
     (accepting, client.streams(), [server, client])
 }
 
@@ -58,7 +58,7 @@ async fn send_all(talk: &mut Talk, items: &[String]) {
 
 /// A thousand items in each direction, and after them an end.
 pub async fn p01_items_arrive_whole_and_in_order_and_then_the_end(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, true).await;
     let (mut server, mut caller) = talk(&mut accepting, &client, true).await;
     let items = numbers(test.profile().messages().min(1_000));
     let Talk { sink, source } = &mut server;
@@ -89,7 +89,7 @@ pub async fn p01_items_arrive_whole_and_in_order_and_then_the_end(test: &Test) {
 
 /// Streams side by side, each with its own items.
 pub async fn p01_many_streams_keep_apart(test: &Test) {
-    let (mut accepting, client, clients) = both(test).await;
+    let (mut accepting, client, clients) = both(test, false).await;
     let count = test.profile().pick(10, 50, 100);
     let serving = tokio::spawn(async move {
         let mut talks = Vec::new();
@@ -125,7 +125,7 @@ pub async fn p01_many_streams_keep_apart(test: &Test) {
 
 /// The window holds, in items and in bytes; what was held back comes when the reader reads.
 pub async fn p02_a_reader_that_takes_nothing_bounds_its_sender(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, false).await;
     let large = WINDOW_BYTES / 8;
     for (size, most) in [(10, WINDOW), (large, WINDOW_BYTES / large + 1)] {
         let (mut server, mut caller) = talk(&mut accepting, &client, false).await;
@@ -134,7 +134,9 @@ pub async fn p02_a_reader_that_takes_nothing_bounds_its_sender(test: &Test) {
             while let Ok(result) = timeout(SLACK, server.send(vec![b'x'; size])).await {
                 result.expect("the item is sent");
                 sent += 1;
-                assert!(sent <= 4 * most, "the sender was never held back");
+                // A wire's own window may be one of bytes alone.
+                let is_held = sent <= 4 * most || sent * size <= WINDOW_BYTES;
+                assert!(is_held, "the sender was never held back");
             }
             sent
         };
@@ -156,7 +158,7 @@ pub async fn p02_a_reader_that_takes_nothing_bounds_its_sender(test: &Test) {
 
 /// The sender hears of it by its token and by its next item.
 pub async fn p03_a_reader_that_goes_stops_its_sender_within_a_second(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, false).await;
     let opening = client.open("talk", "hello", false);
     let accepted = async {
         let received = accepting.next().await.expect("a streaming call");
@@ -189,7 +191,7 @@ pub async fn p03_a_reader_that_goes_stops_its_sender_within_a_second(test: &Test
 
 /// All items, then the sender's own error, with its details.
 pub async fn p03_an_error_comes_after_all_items_before_it(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, false).await;
     let (mut server, mut caller) = talk(&mut accepting, &client, false).await;
     for item in numbers(20) {
         server.send(item).await.expect("the item is sent");
@@ -214,7 +216,7 @@ pub async fn p03_an_error_comes_after_all_items_before_it(test: &Test) {
 
 /// Refused, a stream never began.
 pub async fn p03_a_refusal_is_the_openings_own_error(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, false).await;
     let error = RemoteError::new("closed_today", "come again").with_retryable(true);
     let refusing = async {
         let received = accepting.next().await.expect("a streaming call");
@@ -239,7 +241,7 @@ pub async fn p03_a_refusal_is_the_openings_own_error(test: &Test) {
 
 /// A sender that is dropped before its end has not ended its stream.
 pub async fn p03_a_sender_that_goes_is_no_clean_end(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, false).await;
     let (mut server, mut caller) = talk(&mut accepting, &client, false).await;
     server.send("one").await.expect("it is sent");
     drop(server.sink.take());
@@ -251,9 +253,9 @@ pub async fn p03_a_sender_that_goes_is_no_clean_end(test: &Test) {
     end.expect("an error").expect_err("an error, and no end");
 }
 
-/// The caller ends what it sends; what it reads goes on, and the other way round.
-pub async fn p04_each_direction_ends_by_itself(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+/// The caller ends what it sends; what it reads goes on.
+pub async fn p04_what_the_caller_sends_ends_by_itself(test: &Test) {
+    let (mut accepting, client, _clients) = both(test, true).await;
     let (mut server, mut caller) = talk(&mut accepting, &client, true).await;
     caller.send("question").await.expect("it is sent");
     caller.finish(None).await.expect("the end is sent");
@@ -261,18 +263,11 @@ pub async fn p04_each_direction_ends_by_itself(test: &Test) {
     server.send("answer").await.expect("it is sent");
     server.finish(None).await.expect("the end is sent");
     assert_eq!(caller.rest().await, ["answer"]);
-
-    let (mut server, mut caller) = talk(&mut accepting, &client, true).await;
-    server.finish(None).await.expect("the end is sent");
-    assert!(caller.next().await.is_none());
-    caller.send("late").await.expect("it is sent");
-    caller.finish(None).await.expect("the end is sent");
-    assert_eq!(server.rest().await, ["late"]);
 }
 
 /// Nothing is sent for three heartbeats; then the network is cut.
 pub async fn p05_an_idle_stream_lives_and_a_silent_one_is_missed(test: &Test) {
-    let (mut accepting, client, clients) = both(test).await;
+    let (mut accepting, client, clients) = both(test, true).await;
     let (mut server, mut caller) = talk(&mut accepting, &client, true).await;
     tokio::time::sleep(3 * HEARTBEAT).await;
     server.send("still here").await.expect("it is sent");
@@ -294,7 +289,7 @@ pub async fn p05_an_idle_stream_lives_and_a_silent_one_is_missed(test: &Test) {
 
 /// A client that goes without a word.
 pub async fn p05_a_side_that_vanishes_is_missed(test: &Test) {
-    let (mut accepting, client, [server_client, _client]) = both(test).await;
+    let (mut accepting, client, [server_client, _client]) = both(test, false).await;
     let (mut server, mut caller) = talk(&mut accepting, &client, false).await;
     server.send("one").await.expect("it is sent");
     assert_eq!(
@@ -323,7 +318,7 @@ pub async fn p06_nobody_who_accepts_is_told_at_once(test: &Test) {
 
 /// Hundreds that are opened and left at once; then one that is read. (The runner looks for tasks that stayed.)
 pub async fn p07_streams_that_are_left_leave_a_working_client(test: &Test) {
-    let (mut accepting, client, _clients) = both(test).await;
+    let (mut accepting, client, _clients) = both(test, true).await;
     let count = test.profile().pick(50, 200, 1_000);
     let accepting = async {
         let mut stops = Vec::new();
@@ -346,7 +341,7 @@ pub async fn p07_streams_that_are_left_leave_a_working_client(test: &Test) {
         }
     };
     let (mut accepting, ()) = join(accepting, leaving).await;
-    let (mut server, mut caller) = talk(&mut accepting, &client, false).await;
+    let (mut server, mut caller) = talk(&mut accepting, &client, true).await;
     send_all(&mut server, &numbers(3)).await;
     assert_eq!(caller.rest().await, numbers(3));
     accepting.stop().await;
