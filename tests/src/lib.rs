@@ -33,6 +33,9 @@ pub mod running_on_rabbitmq {}
 #[doc = include_str!("../../docs/running-on-kafka.md")]
 pub mod running_on_kafka {}
 
+#[doc = include_str!("../../docs/running-on-grpc.md")]
+pub mod running_on_grpc {}
+
 #[doc = include_str!("../../docs/wire.md")]
 pub mod wire {}
 

@@ -17,6 +17,7 @@ fn adapters() -> Vec<Box<dyn Adapter>> {
         Box::new(anywire_nats::adapter()),
         Box::new(anywire_rabbitmq::adapter()),
         Box::new(anywire_kafka::adapter()),
+        Box::new(anywire_grpc::adapter()),
     ]
 }
 

@@ -28,6 +28,7 @@ trials![
     a_refusal_comes_back_whole,
     the_deadline_and_the_headers_travel,
     health_is_told_to_whoever_asks,
+    what_a_descriptor_set_says_is_told_by_reflection,
     who_ends_lets_running_calls_end,
     two_settings_at_one_address_stop_the_start,
 ];
@@ -310,6 +311,44 @@ async fn health_is_told_to_whoever_asks() {
     let empty = Payload(Vec::new().into());
     let call = call.request::<_, Payload>("grpc.health.v1.Health.Check", &empty);
     assert_eq!(call.await.unwrap().0.as_ref(), [0x08, 1]);
+    for app in [caller, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn what_a_descriptor_set_says_is_told_by_reflection() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::{FILE_DESCRIPTOR_SET, ServerReflectionRequest};
+
+    // A descriptor set is a descriptor set: that of reflection itself.
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("set.bin");
+    std::fs::write(&file, FILE_DESCRIPTOR_SET).unwrap();
+    let at = address();
+    let config = format!(
+        "{}\n[transports.main.grpc]\ndescriptors = [{file:?}]",
+        alone(at)
+    );
+    let router = Router::new().on_call("shop.double", double);
+    let shop = app("shop", &config).router(router).start().await.unwrap();
+    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    all_answered(&caller).await;
+
+    let channel = anywire_grpc::native(&caller.client()).unwrap();
+    let question = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let asked = reflection.server_reflection_info(futures::stream::iter([question]));
+    let mut answers = soon("an answer", asked).await.unwrap().into_inner();
+    let answer = soon("the list", answers.message()).await.unwrap().unwrap();
+    assert!(
+        format!("{answer:?}").contains("grpc.reflection.v1.ServerReflection"),
+        "{answer:?}"
+    );
+    drop((answers, reflection));
     for app in [caller, shop] {
         app.shutdown().await.unwrap();
     }

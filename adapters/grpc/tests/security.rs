@@ -35,7 +35,10 @@ impl House {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let authority = Authority::new(directory.path());
-        Self { directory, authority }
+        Self {
+            directory,
+            authority,
+        }
     }
 
     /// A service whose certificate is for `host`, and its port.
@@ -64,7 +67,10 @@ async fn ask(config: &str) -> Result<u64, Error> {
     let caller = app("till", config).start().await.unwrap();
     let start = Instant::now();
     let call = caller.client();
-    let answer = call.request::<_, u64>("shop.double", &4).timeout(Duration::from_secs(8)).await;
+    let answer = call
+        .request::<_, u64>("shop.double", &4)
+        .timeout(Duration::from_secs(8))
+        .await;
     assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     caller.shutdown().await.unwrap();
     answer
@@ -88,7 +94,11 @@ async fn the_name_that_the_configuration_gives_is_the_one_that_counts() {
     let right = house.caller(port, "server_name = 'billing.test'");
     assert_eq!(ask(&right).await.unwrap(), 8);
     assert_config(&ask(&house.caller(port, "")).await.unwrap_err());
-    assert_config(&ask(&house.caller(port, "server_name = 'stock.test'")).await.unwrap_err());
+    assert_config(
+        &ask(&house.caller(port, "server_name = 'stock.test'"))
+            .await
+            .unwrap_err(),
+    );
     shop.shutdown().await.unwrap();
 }
 
@@ -133,7 +143,11 @@ async fn a_plaintext_peer_that_is_asked_for_tls_is_told() {
     let house = House::new();
     let at = address();
     let router = Router::new().on_call("shop.double", double);
-    let shop = app("shop", &alone(at)).router(router).start().await.unwrap();
+    let shop = app("shop", &alone(at))
+        .router(router)
+        .start()
+        .await
+        .unwrap();
     assert_config(&ask(&house.caller(at.port(), "")).await.unwrap_err());
     shop.shutdown().await.unwrap();
 }
@@ -141,8 +155,13 @@ async fn a_plaintext_peer_that_is_asked_for_tls_is_told() {
 async fn a_tls_peer_that_is_asked_in_plaintext_is_told() {
     let house = House::new();
     let (shop, port) = house.service("localhost", false, "").await;
-    let error = ask(&format!("url = 'grpc://localhost:{port}'")).await.unwrap_err();
-    let is_right = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Disconnected);
+    let error = ask(&format!("url = 'grpc://localhost:{port}'"))
+        .await
+        .unwrap_err();
+    let is_right = matches!(
+        error.kind(),
+        ErrorKind::Unavailable | ErrorKind::Disconnected
+    );
     assert!(is_right, "{error:?}");
     shop.shutdown().await.unwrap();
 }

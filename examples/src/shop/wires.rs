@@ -8,6 +8,8 @@ pub fn on_all_wires(app: App) -> App {
     let app = app.adapter(anywire_nats::adapter());
     #[cfg(feature = "rabbitmq")]
     let app = app.adapter(anywire_rabbitmq::adapter());
+    #[cfg(feature = "grpc")]
+    let app = app.adapter(anywire_grpc::adapter());
     #[cfg(feature = "kafka")]
     let app = app.adapter(anywire_kafka::adapter());
     app
