@@ -87,7 +87,12 @@ impl GrpcResponder {
     }
 
     async fn open(&self, spec: &CallSpec) -> Result<Box<dyn IncomingCalls>, Error> {
-        let CallSpec { pattern, window } = spec;
+        let CallSpec {
+            pattern,
+            window,
+            // Of streaming calls alone.
+            items: _,
+        } = spec;
         let purpose = Purpose::Calls(pattern.clone());
         let part = Part::open(&self.connection, purpose, *window).await?;
         let replies = Arc::new(Replies { part });

@@ -24,6 +24,8 @@ const MOST_BYTES: usize = 64 * 1024 * 1024;
 pub(crate) enum Purpose {
     /// Calls to a pattern.
     Calls(Pattern),
+    /// Streaming calls to a pattern, and whether their callers send items.
+    Streams(Pattern, bool),
     /// The events of a subscription.
     Events(SubscriptionId, Guarantee),
 }
@@ -36,7 +38,7 @@ impl Purpose {
 
     pub(crate) fn pattern(&self) -> &Pattern {
         match self {
-            Self::Calls(pattern) => pattern,
+            Self::Calls(pattern) | Self::Streams(pattern, _) => pattern,
             Self::Events(subscription, _) => &subscription.pattern,
         }
     }
@@ -372,7 +374,9 @@ impl Desk {
         for slot in held.into_iter().rev() {
             let held = state.held.remove(slot);
             match (&self.purpose, held.item.answer) {
-                (Purpose::Calls(_), Some(sender)) => drop(sender.send(Answer::Abandoned)),
+                (Purpose::Calls(_) | Purpose::Streams(..), Some(sender)) => {
+                    drop(sender.send(Answer::Abandoned))
+                }
                 (_, answer) => state.put_back(Item {
                     answer,
                     ..held.item

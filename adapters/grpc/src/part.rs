@@ -9,6 +9,7 @@ use anywire::pattern::Tag;
 
 use crate::desk::{Answer, Desk, Purpose, Taken};
 use crate::server::Hub;
+use crate::streams::Openings;
 use crate::transport::Connection;
 
 /// The part.
@@ -53,6 +54,10 @@ impl Part {
 
     pub(crate) fn desk(&self) -> &Desk {
         &self.desk
+    }
+
+    pub(crate) fn openings(&self) -> &Openings {
+        &self.hub.board.openings
     }
 
     pub(crate) fn max_payload(&self) -> usize {

@@ -13,7 +13,7 @@ use anywire::{Error, ErrorKind};
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tower_service::Service;
 
 use crate::codec::Plain;
@@ -522,6 +522,42 @@ impl Line {
         native: HeaderValue,
         max_payload: usize,
     ) -> Result<Response<Bytes>, Status> {
+        let mut grpc = self.client(native, max_payload).await?;
+        grpc.unary(request, path, Plain).await
+    }
+
+    /// Sends a request and waits for the beginning of its answers.
+    pub(crate) async fn server_streaming(
+        &self,
+        path: PathAndQuery,
+        request: Request<Bytes>,
+        native: HeaderValue,
+        max_payload: usize,
+    ) -> Result<Response<Streaming<Bytes>>, Status> {
+        let mut grpc = self.client(native, max_payload).await?;
+        grpc.server_streaming(request, path, Plain).await
+    }
+
+    /// Sends requests and waits for the beginning of their answers.
+    pub(crate) async fn streaming<S>(
+        &self,
+        path: PathAndQuery,
+        requests: Request<S>,
+        native: HeaderValue,
+        max_payload: usize,
+    ) -> Result<Response<Streaming<Bytes>>, Status>
+    where
+        S: Stream<Item = Bytes> + Send + 'static,
+    {
+        let mut grpc = self.client(native, max_payload).await?;
+        grpc.streaming(requests, path, Plain).await
+    }
+
+    async fn client(
+        &self,
+        native: HeaderValue,
+        max_payload: usize,
+    ) -> Result<tonic::client::Grpc<Typed>, Status> {
         let typed = Typed {
             channel: self.channel.clone(),
             native,
@@ -529,10 +565,9 @@ impl Line {
         let mut grpc = tonic::client::Grpc::new(typed)
             .max_decoding_message_size(max_payload)
             .max_encoding_message_size(max_payload);
-        grpc.ready()
-            .await
-            .map_err(|error| Status::from_error(Box::new(error)))?;
-        grpc.unary(request, path, Plain).await
+        let ready = grpc.ready().await;
+        ready.map_err(|error| Status::from_error(Box::new(error)))?;
+        Ok(grpc)
     }
 }
 

@@ -13,20 +13,21 @@ use anywire::clock::Clock;
 use anywire::config::Endpoint;
 use anywire::{Error, ErrorKind, Message, RemoteError, Subject};
 use bytes::Bytes;
+use futures::Stream;
 use futures::future::{BoxFuture, join_all};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::UnaryService;
+use tonic::server::{ServerStreamingService, StreamingService, UnaryService};
 use tonic::transport::Server;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_service::Service;
@@ -36,7 +37,9 @@ use crate::config::{self, GrpcConfig};
 use crate::desk::{Answer, Desk};
 use crate::errors;
 use crate::names;
+use crate::pipe::{Outgoing, pipe, unaccepted};
 use crate::socket::Sockets;
+use crate::streams::{ACCEPTED, Nothing, Opened, Received};
 use crate::switchboard::{Destination, Switchboard};
 use crate::wire;
 
@@ -392,7 +395,7 @@ impl Front {
             *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return response;
         }
-        let Ok(_admitted) = self.admitted.try_acquire() else {
+        let Ok(admitted) = Arc::clone(&self.admitted).try_acquire_owned() else {
             metrics::counter!("anywire.grpc.shed").increment(1);
             return errors::not_begun(Code::ResourceExhausted, "too many requests at once")
                 .into_http();
@@ -407,7 +410,39 @@ impl Front {
             }
             Destination::Call(desk) => self.unary(Unary::Call(desk), subject, request).await,
             Destination::Event(copies) => self.unary(Unary::Event(copies), subject, request).await,
+            Destination::Stream(desk, items) => {
+                let attended = Streamed {
+                    board: Arc::clone(&self.board),
+                    desk,
+                    subject,
+                    now: self.clock.now(),
+                    max_payload: self.max_payload,
+                    native: request.headers().get(CONTENT_TYPE).cloned(),
+                    admitted: Some(admitted),
+                };
+                self.stream(attended, items, request).await
+            }
         }
+    }
+
+    /// Many answers to one request, or to many.
+    async fn stream(
+        &self,
+        attended: Streamed,
+        items: bool,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        let mut grpc = tonic::server::Grpc::new(Plain)
+            .max_decoding_message_size(self.max_payload)
+            .max_encoding_message_size(self.max_payload);
+        let mut response = match items {
+            true => grpc.streaming(attended, request).await,
+            false => grpc.server_streaming(attended, request).await,
+        };
+        if let Some(NativeType(native)) = response.extensions_mut().remove() {
+            response.headers_mut().insert(CONTENT_TYPE, native);
+        }
+        response
     }
 
     /// One request, one answer.
@@ -475,6 +510,11 @@ async fn call(
     message: Message,
     deadline: Option<Instant>,
 ) -> Result<Response<Bytes>, Status> {
+    respond(&ask(desk, message, deadline).await?)
+}
+
+/// Puts a request down and waits for its answer.
+async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result<Message, Status> {
     let stopped = || errors::not_begun(Code::Unavailable, "the service is stopping");
     if !desk.has_room() {
         metrics::counter!("anywire.grpc.shed").increment(1);
@@ -485,10 +525,8 @@ async fn call(
     }
     let waiting = desk.put(message, deadline).ok_or_else(stopped)?;
     match waiting.await {
-        Ok(Answer::Reply(reply)) => respond(&reply),
-        Ok(Answer::Abandoned | Answer::Done | Answer::Failed(_)) => {
-            Err(Status::unavailable("the service ended before it answered"))
-        }
+        Ok(Answer::Reply(reply)) => Ok(reply),
+        Ok(Answer::Abandoned | Answer::Done | Answer::Failed(_)) => Err(unaccepted()),
         Err(_) => Err(stopped()),
     }
 }
@@ -542,5 +580,97 @@ async fn event(
     match failed {
         Some(trail) => Err(errors::event_failed(&trail)),
         None => Ok(Response::new(Bytes::new())),
+    }
+}
+
+/// A streaming call.
+struct Streamed {
+    board: Arc<Switchboard>,
+    desk: Arc<Desk>,
+    subject: Subject,
+    now: Instant,
+    max_payload: usize,
+    /// How the caller's payloads are encoded: the answers are, too.
+    native: Option<HeaderValue>,
+    admitted: Option<OwnedSemaphorePermit>,
+}
+
+/// The answers to a streaming call. The server does not end before they have.
+struct Answers {
+    items: Outgoing,
+    _admitted: Option<OwnedSemaphorePermit>,
+}
+
+impl Stream for Answers {
+    type Item = Result<Bytes, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.items).poll_next(cx)
+    }
+}
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Answers>, Status>> + Send>>;
+
+impl Streamed {
+    fn attend(
+        &mut self,
+        metadata: MetadataMap,
+        payload: Bytes,
+        items: Option<Streaming<Bytes>>,
+    ) -> Answering {
+        let read = wire::read(self.subject.clone(), payload, &metadata.into_headers());
+        let (board, desk) = (Arc::clone(&self.board), Arc::clone(&self.desk));
+        let (now, max_payload, native) = (self.now, self.max_payload, self.native.take());
+        let admitted = self.admitted.take();
+        Box::pin(async move {
+            let message = read.map_err(Status::invalid_argument)?;
+            let (sink, outgoing) = pipe(max_payload);
+            let opened = Opened {
+                sink,
+                sends: items.is_some(),
+                until: message.deadline().map(|left| now + left),
+                source: match items {
+                    Some(items) => Box::new(Received::new(items, &message)),
+                    None => Box::new(Nothing),
+                },
+            };
+            let waiting = board.openings.put(opened);
+            let opening = message.with_frame(waiting.number.to_string());
+            let reply = ask(&desk, opening, None).await?;
+            drop(waiting);
+            if reply.frame() != Some(ACCEPTED) {
+                return Err(respond(&reply).err().unwrap_or_else(unaccepted));
+            }
+            let mut response = Response::new(Answers {
+                items: outgoing,
+                _admitted: admitted,
+            });
+            if let Some(native) = native {
+                response.extensions_mut().insert(NativeType(native));
+            }
+            Ok(response)
+        })
+    }
+}
+
+impl StreamingService<Bytes> for Streamed {
+    type Response = Bytes;
+    type ResponseStream = Answers;
+    type Future = Answering;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Answering {
+        let (metadata, _, items) = request.into_parts();
+        self.attend(metadata, Bytes::new(), Some(items))
+    }
+}
+
+impl ServerStreamingService<Bytes> for Streamed {
+    type Response = Bytes;
+    type ResponseStream = Answers;
+    type Future = Answering;
+
+    fn call(&mut self, request: Request<Bytes>) -> Answering {
+        let (metadata, _, payload) = request.into_parts();
+        self.attend(metadata, payload, None)
     }
 }

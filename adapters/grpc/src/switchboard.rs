@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use crate::desk::{Desk, Purpose};
+use crate::streams::Openings;
 
 type Desks = Vec<Arc<Desk>>;
 
@@ -18,6 +19,8 @@ pub(crate) enum Destination {
     Nobody,
     /// A call.
     Call(Arc<Desk>),
+    /// A streaming call, and whether its caller sends items.
+    Stream(Arc<Desk>, bool),
     /// An event: a copy for each subscription.
     Event(SmallVec<[Arc<Desk>; 2]>),
 }
@@ -28,6 +31,8 @@ pub(crate) struct Switchboard {
     /// What the reader looks at; replaced as a whole.
     routes: RwLock<Arc<Routes>>,
     desks: Mutex<Desks>,
+    /// The streams that nobody has accepted yet.
+    pub(crate) openings: Openings,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +53,7 @@ impl Switchboard {
             match desk.purpose {
                 // A subject is either for events or for calls, and overlapping calls stop the start of an app.
                 Purpose::Calls(_) => return Destination::Call(Arc::clone(desk)),
+                Purpose::Streams(_, items) => return Destination::Stream(Arc::clone(desk), items),
                 Purpose::Events(..) => copies.push(Arc::clone(desk)),
             }
         }
@@ -108,7 +114,7 @@ impl Switchboard {
     pub(crate) fn fail(&self, letter: &Message, trail: &Trail) -> bool {
         let desks = self.desks.lock();
         desks.iter().any(|desk| match &desk.purpose {
-            Purpose::Calls(_) => false,
+            Purpose::Calls(_) | Purpose::Streams(..) => false,
             Purpose::Events(subscription, _) => {
                 subscription.group.as_deref() == trail.group.as_deref()
                     && trail.pattern.as_ref().is_some_and(|pattern| {
@@ -140,6 +146,7 @@ fn is_same(one: &Purpose, other: &Purpose) -> bool {
     one.pattern().wildcards() == other.pattern().wildcards()
         && match (one, other) {
             (Purpose::Calls(_), Purpose::Calls(_)) => true,
+            (Purpose::Streams(_, one), Purpose::Streams(_, other)) => one == other,
             (Purpose::Events(one, _), Purpose::Events(other, _)) => one.group == other.group,
             _ => false,
         }

@@ -9,6 +9,7 @@ use anywire::clock::Clock;
 use anywire::config::{Endpoint, TransportConfig};
 use anywire::pattern::publish_subscribe::{Publisher, Spec, Subscriber};
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
+use anywire::pattern::streaming::Streamer;
 use anywire::transport::{Adapter, BrokerObject, Status, Transport};
 use anywire::{
     Capabilities, DeliveryCount, Error, ErrorKind, Limits, MAX_SUBJECT_LEN, Message, OrderScope,
@@ -31,10 +32,11 @@ use crate::config::{GrpcConfig, Places};
 use crate::errors::{self, Verdict};
 use crate::names;
 use crate::part::Part;
-use crate::pool::{Pool, Tried};
+use crate::pool::{Line, Pool, Tried};
 use crate::progress::Progress;
 use crate::publisher::GrpcPublisher;
 use crate::server::{Hub, Hubs};
+use crate::streams::GrpcStreamer;
 use crate::subscriber::GrpcSubscriber;
 use crate::wire;
 
@@ -129,7 +131,7 @@ fn capabilities(config: &GrpcConfig) -> Capabilities {
         wildcards: Support::Native,
         calls: Support::Native,
         no_responder: Support::Native,
-        streams: Support::Unsupported,
+        streams: Support::Native,
         delay: Support::Unsupported,
         limits: Limits {
             max_payload: config.max_payload,
@@ -173,6 +175,10 @@ impl Transport for GrpcTransport {
         Some(Arc::new(GrpcResponder::new(Arc::clone(&self.connection))))
     }
 
+    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
+        Some(Arc::new(GrpcStreamer::new(Arc::clone(&self.connection))))
+    }
+
     fn status(&self) -> watch::Receiver<Status> {
         self.connection.status.subscribe()
     }
@@ -210,6 +216,13 @@ pub(crate) struct Connection {
     bearer: Option<HeaderValue>,
     closed: AtomicBool,
     parts: Mutex<Slab<Weak<Part>>>,
+}
+
+impl Group {
+    /// A connection to an instance that was not tried; `None` when all were.
+    pub(crate) async fn line(&self, tried: &Tried) -> Result<Option<Line>, Error> {
+        self.pool.line(tried).await
+    }
 }
 
 impl Connection {
@@ -375,6 +388,23 @@ impl Connection {
     pub(crate) fn peers(&self, subject: &Subject) -> Result<&Group, Error> {
         let nobody = || nobody_to_call().with_context("subject", subject);
         self.peers.as_ref().ok_or_else(nobody)
+    }
+
+    /// Whether we are to answer our own calls.
+    pub(crate) fn is_own(&self, subject: &Subject) -> bool {
+        self.peers(subject).is_ok_and(|group| group.is_self)
+    }
+
+    /// Takes note that a connection is gone.
+    pub(crate) fn lost(&self, subject: &Subject, line: &Line) {
+        if let Ok(group) = self.peers(subject) {
+            group.pool.lost(line);
+        }
+    }
+
+    /// What we show to our peers.
+    pub(crate) fn bearer(&self) -> Option<&HeaderValue> {
+        self.bearer.as_ref()
     }
 
     /// Who gets events.
