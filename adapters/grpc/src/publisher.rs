@@ -21,6 +21,8 @@ use crate::transport::{Connection, Group};
 /// Between two tries at a group that has certainly not begun, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// As far ahead as a deadline is set: beyond, adding it to an instant may panic.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// The role that publishes.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl Publisher for GrpcPublisher {
         }
         let connection = Arc::clone(connection);
         Progress::pending(async move {
-            let deadline = connection.clock.now() + batch.timeout();
+            let deadline = connection.clock.now() + batch.timeout().min(LONGEST);
             let outcomes = publish_all(&connection, batch.entries(), deadline).await;
             outcomes
                 .into_iter()
