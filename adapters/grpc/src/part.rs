@@ -1,19 +1,21 @@
 //! One subscriber's or server's part in the work of a desk, shared by those who pull and those who answer.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use anywire::Error;
 use anywire::pattern::Tag;
+use parking_lot::Mutex;
 
 use crate::desk::{Answer, Desk, Purpose, Taken};
+use crate::pipe::Cutter;
 use crate::server::Hub;
 use crate::streams::Openings;
 use crate::transport::Connection;
 
 /// The part.
-#[derive(Debug)]
 pub(crate) struct Part {
     connection: Arc<Connection>,
     hub: Arc<Hub>,
@@ -21,6 +23,8 @@ pub(crate) struct Part {
     number: usize,
     window: usize,
     is_stopped: AtomicBool,
+    /// Ends the streams that were accepted here.
+    cutters: Mutex<Vec<Cutter>>,
     tie: usize,
 }
 
@@ -45,6 +49,7 @@ impl Part {
             number,
             window,
             is_stopped: AtomicBool::new(false),
+            cutters: Mutex::default(),
             tie: connection.tie(std::sync::Weak::clone(this)),
         });
         // A close that came between the check and the tie ended everybody but us.
@@ -81,6 +86,15 @@ impl Part {
         self.desk.give_back(self.number, tag)
     }
 
+    /// A stream that was accepted ends with us.
+    pub(crate) fn keep(&self, cutter: Cutter) {
+        let mut cutters = self.cutters.lock();
+        if cutters.len() == cutters.capacity() {
+            cutters.retain(|cutter| !cutter.is_over());
+        }
+        cutters.push(cutter);
+    }
+
     /// Takes no more requests. Those that it holds may still be answered.
     pub(crate) fn stop(&self) {
         if !self.is_stopped.swap(true, Ordering::AcqRel) {
@@ -92,6 +106,9 @@ impl Part {
     pub(crate) fn end(&self) {
         self.stop();
         self.hub.board.leave(&self.desk, self.number);
+        for cutter in std::mem::take(&mut *self.cutters.lock()) {
+            cutter.cut();
+        }
     }
 }
 
@@ -99,5 +116,14 @@ impl Drop for Part {
     fn drop(&mut self) {
         self.connection.untie(self.tie);
         self.end();
+    }
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Part")
+            .field("desk", &self.desk)
+            .field("number", &self.number)
+            .finish_non_exhaustive()
     }
 }

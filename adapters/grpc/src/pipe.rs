@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use anywire::pattern::streaming::{Item, ItemSink, WINDOW, WINDOW_BYTES};
@@ -30,7 +30,7 @@ pub(crate) fn pipe(limit: usize) -> (Filling, Outgoing) {
     (filling, Outgoing(pipe))
 }
 
-struct Pipe {
+pub(crate) struct Pipe {
     flow: Mutex<Flow>,
     /// Fires when nobody empties it any more.
     stopped: CancellationToken,
@@ -87,8 +87,35 @@ impl Filling {
         self
     }
 
+    /// What ends it from outside.
+    pub(crate) fn cutter(&self) -> Cutter {
+        Cutter(Arc::downgrade(&self.pipe))
+    }
+
     pub(crate) fn stopped(&self) -> CancellationToken {
         self.pipe.stopped.clone()
+    }
+}
+
+/// Ends a pipe whose transport closes.
+pub(crate) struct Cutter(Weak<Pipe>);
+
+impl Cutter {
+    pub(crate) fn cut(&self) {
+        let Some(pipe) = self.0.upgrade() else {
+            return;
+        };
+        let error = RemoteError::new("unavailable", "the service is stopping");
+        let status = errors::refusal(&error.with_retryable(true));
+        let mut flow = pipe.flow.lock();
+        flow.finish(Err(status));
+        if let Some(filler) = flow.filler.take() {
+            filler.wake();
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -195,7 +195,7 @@ async fn open_with_request(
             .await
         {
             Ok(response) => {
-                let reader = Reader::new(subject, Reading::of(subject, response)?);
+                let reader = Reader::new(connection, subject, Reading::of(subject, response)?);
                 return Ok(Duplex {
                     sink: Box::new(Nothing),
                     source: Box::new(Source(reader)),
@@ -240,7 +240,7 @@ async fn open_with_items(
     let (filling, outgoing) = pipe(limit);
     let (request, native) = request(connection, message, left, Asking(outgoing));
     let answer = tokio::spawn(async move { line.streaming(path, request, native, limit).await });
-    let reader = Reader::new(subject, Reading::Opening(Answering(answer)));
+    let reader = Reader::new(connection, subject, Reading::Opening(Answering(answer)));
     let giving_up = Arc::clone(&reader);
     let sink = filling.or_else(Box::new(move || giving_up.give_up()));
     Ok(Duplex {
@@ -300,10 +300,12 @@ impl Reading {
     }
 }
 
-/// What reads a stream, and what gives it up.
-struct Reader {
+/// What reads a stream, and what gives it up. It ends with its transport.
+pub(crate) struct Reader {
+    connection: Arc<Connection>,
     subject: Subject,
     state: Mutex<State>,
+    tie: usize,
 }
 
 struct State {
@@ -313,19 +315,21 @@ struct State {
 }
 
 impl Reader {
-    fn new(subject: &Subject, reading: Reading) -> Arc<Self> {
-        Arc::new(Self {
+    fn new(connection: &Arc<Connection>, subject: &Subject, reading: Reading) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            connection: Arc::clone(connection),
             subject: subject.clone(),
             state: Mutex::new(State {
                 reading,
                 seen: 0,
                 waker: None,
             }),
+            tie: connection.tie_stream(Weak::clone(this)),
         })
     }
 
     /// Ends the whole call: our items end without an end of their own.
-    fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         let mut state = self.state.lock();
         if !matches!(state.reading, Reading::Over) {
             state.reading = Reading::GivenUp;
@@ -344,7 +348,10 @@ impl Reader {
                 Reading::GivenUp => {
                     state.reading = Reading::Over;
                     let text = "we gave the stream up before its end";
-                    let error = Error::new(ErrorKind::Cancelled, text);
+                    let error = match self.connection.is_closed() {
+                        true => errors::closed(),
+                        false => Error::new(ErrorKind::Cancelled, text),
+                    };
                     return Poll::Ready(Some(Err(error.with_context("last", state.seen))));
                 }
                 Reading::Opening(answer) => {
@@ -396,6 +403,12 @@ impl Reader {
 
     fn error(&self, status: Status, seen: u64) -> Error {
         end(status, &self.subject, seen)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.connection.untie_stream(self.tie);
     }
 }
 
@@ -604,6 +617,7 @@ impl Entrance {
 impl Door for Entrance {
     async fn accept(mut self: Box<Self>) -> Result<Duplex, Error> {
         let opened = self.answer(None)?;
+        self.part.keep(opened.sink.cutter());
         Ok(Duplex {
             sink: Box::new(opened.sink),
             source: opened.source,

@@ -36,7 +36,7 @@ use crate::pool::{Line, Pool, Tried};
 use crate::progress::Progress;
 use crate::publisher::GrpcPublisher;
 use crate::server::{Hub, Hubs};
-use crate::streams::GrpcStreamer;
+use crate::streams::{GrpcStreamer, Reader};
 use crate::subscriber::GrpcSubscriber;
 use crate::wire;
 
@@ -216,6 +216,8 @@ pub(crate) struct Connection {
     bearer: Option<HeaderValue>,
     closed: AtomicBool,
     parts: Mutex<Slab<Weak<Part>>>,
+    /// The streams that we have opened.
+    streams: Mutex<Slab<Weak<Reader>>>,
 }
 
 impl Group {
@@ -275,6 +277,7 @@ impl Connection {
             watcher: Mutex::default(),
             closed: AtomicBool::new(false),
             parts: Mutex::default(),
+            streams: Mutex::default(),
         });
         connection.watch();
         Ok(connection)
@@ -532,6 +535,26 @@ impl Connection {
         self.parts.lock().try_remove(tie);
     }
 
+    /// As [`tie`](Self::tie), for a stream that we have opened.
+    pub(crate) fn tie_stream(&self, stream: Weak<Reader>) -> usize {
+        self.streams.lock().insert(stream)
+    }
+
+    pub(crate) fn untie_stream(&self, tie: usize) {
+        self.streams.lock().try_remove(tie);
+    }
+
+    fn give_streams_up(&self) {
+        let streams: Vec<_> = {
+            let streams = self.streams.lock();
+            streams
+                .iter()
+                .filter_map(|(_, stream)| stream.upgrade())
+                .collect()
+        };
+        streams.iter().for_each(|stream| stream.give_up());
+    }
+
     fn parts(&self) -> Vec<Arc<Part>> {
         let parts = self.parts.lock();
         parts
@@ -552,6 +575,7 @@ impl Connection {
             _ = self.in_flight.acquire_many(all) => true,
             () = self.clock.sleep_until(deadline) => false,
         };
+        self.give_streams_up();
         for part in self.parts() {
             part.end();
         }
