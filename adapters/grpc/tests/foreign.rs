@@ -1,5 +1,5 @@
-//! A gRPC program that knows nothing of anywire takes part, by what `docs/wire.md` says: it calls a handler, sends events and answers
-//! calls, with messages of its own. It is `foreign_peer.py`, on gRPC's own library for Python.
+//! A gRPC program that knows nothing of anywire takes part, by what `docs/wire.md` says: it calls handlers of all kinds, sends events
+//! and answers calls of all kinds, with messages of its own. It is `foreign_peer.py`, on gRPC's own library for Python.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anywire::{ErrorKind, Failure, HandlerError, Headers, Proto, Result, Router};
+use anywire::{ErrorKind, Failure, HandlerError, Headers, Inbound, Proto, Result, Router};
 use anywire_conformance::rig::soon;
 use anywire_conformance::trials;
+use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use support::{address, app};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -41,6 +42,13 @@ enum QuoteError {
     UnknownItem { item: String },
 }
 
+fn quote_of(cents: u64) -> Proto<Quote> {
+    Proto(Quote {
+        cents,
+        tenant: String::new(),
+    })
+}
+
 fn service() -> Router {
     let quote = async |Proto(item): Proto<Item>, headers: Headers| match item.name.as_str() {
         "tea" => {
@@ -57,7 +65,29 @@ fn service() -> Router {
             _ => Err(Failure::permanent("no such thing")),
         }
     };
+    let follow = async |Proto(item): Proto<Item>| {
+        if item.name == "unicorn" {
+            return Err(QuoteError::UnknownItem { item: item.name });
+        }
+        let count = if item.name == "endless" { u64::MAX } else { 3 };
+        let end = (item.name == "lost").then_some(Err(QuoteError::UnknownItem { item: item.name }));
+        let quotes = (1..=count).map(|cents| Ok(quote_of(cents)));
+        Ok(stream::iter(quotes.chain(end)))
+    };
+    let sum = async |mut items: Inbound<Proto<Item>>| -> Result<Proto<Quote>> {
+        let mut cents = 0;
+        while let Some(item) = items.next().await {
+            cents += item?.0.name.len() as u64;
+        }
+        Ok(quote_of(cents))
+    };
+    let haggle = |items: Inbound<Proto<Item>>| {
+        items.map(|item| -> Result<_> { Ok(quote_of(item?.0.name.len() as u64)) })
+    };
     Router::new()
+        .on_stream("shop.v1.Prices.Follow", follow)
+        .on_stream("shop.v1.Prices.Sum", sum)
+        .on_stream("shop.v1.Prices.Haggle", haggle)
         .on_call("shop.v1.Prices.Quote", quote)
         .on_call("shop.v1.Prices.Slow", slow)
         .on_event("shop.v1.Orders.Placed", placed)
@@ -107,7 +137,17 @@ async fn a_foreign_program_takes_part() {
             .contains("no such thing"),
         "{failed}"
     );
-    assert_eq!(next(&mut lines).await, json!({ "what": "over" }));
+    for said in [
+        json!({ "what": "followed", "cents": [1, 2, 3] }),
+        json!({ "what": "ended", "read": [], "code": "FAILED_PRECONDITION", "message": "there is no unicorn" }),
+        json!({ "what": "ended", "read": [1, 2, 3], "code": "FAILED_PRECONDITION", "message": "there is no lost" }),
+        json!({ "what": "left", "first": 1 }),
+        json!({ "what": "summed", "cents": 10 }),
+        json!({ "what": "haggled", "cents": [1, 2, 3] }),
+        json!({ "what": "over" }),
+    ] {
+        assert_eq!(next(&mut lines).await, said);
+    }
 
     let client = shop.client();
     let item = |name: &str| {
@@ -144,6 +184,32 @@ async fn a_foreign_program_takes_part() {
         ask("shop.v1.Rates.Lost", "EUR").await.kind(),
         ErrorKind::NoRoute
     );
+
+    for (name, end) in [("EUR", None), ("XXX", Some("not_found"))] {
+        let watching = client.stream::<_, Proto<Quote>>("shop.v1.Rates.Watch", &item(name));
+        let mut rates = watching.await.unwrap();
+        for cents in 1..=3 {
+            let Proto(rate) = rates.next().await.unwrap().unwrap();
+            assert_eq!((rate.cents, rate.tenant.as_str()), (cents, name));
+        }
+        let last = rates.next().await;
+        let code = last.map(|last| last.unwrap_err().as_remote().unwrap().code().to_owned());
+        assert_eq!(code.as_deref(), end);
+    }
+    let upload = client.upload::<Proto<Item>, Proto<Quote>>("shop.v1.Rates.Count");
+    let mut upload = upload.await.unwrap();
+    for name in ["a", "bb"] {
+        upload.send(&item(name)).await.unwrap();
+    }
+    assert_eq!(upload.finish().await.unwrap().0.cents, 3);
+    let echo = client.duplex::<Proto<Item>, Proto<Quote>>("shop.v1.Rates.Echo");
+    let (mut items, mut echoes) = echo.await.unwrap();
+    for name in ["ccc", "dddd"] {
+        items.send(&item(name)).await.unwrap();
+        assert_eq!(echoes.next().await.unwrap().unwrap().0.tenant, name);
+    }
+    items.finish().await.unwrap();
+    assert!(echoes.next().await.is_none());
 
     drop(peer.stdin.take());
     assert!(soon("its end", peer.wait()).await.unwrap().success());

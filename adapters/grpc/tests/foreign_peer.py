@@ -83,15 +83,57 @@ def calls(address):
             tell("failed", code=error.code().name, message=error.details())
 
 
+def streams(address):
+    with grpc.insecure_channel(address) as channel:
+        serde = {"request_serializer": Item.SerializeToString, "response_deserializer": Quote.FromString}
+        follow = channel.unary_stream("/shop.v1.Prices/Follow", **serde)
+        tell("followed", cents=[quote.cents for quote in follow(Item(name="tea"), timeout=PATIENCE)])
+        for name in ["unicorn", "lost"]:
+            read = []
+            try:
+                read.extend(quote.cents for quote in follow(Item(name=name), timeout=PATIENCE))
+            except grpc.RpcError as error:
+                tell("ended", read=read, code=error.code().name, message=error.details())
+        call = follow(Item(name="endless"), timeout=PATIENCE)
+        first = next(call).cents
+        call.cancel()
+        tell("left", first=first)
+        collect = channel.stream_unary("/shop.v1.Prices/Sum", **serde)
+        items = (Item(name=name) for name in ["tea", "milk", "tea"])
+        tell("summed", cents=collect(items, timeout=PATIENCE).cents)
+        haggle = channel.stream_stream("/shop.v1.Prices/Haggle", **serde)
+        items = (Item(name=name) for name in ["a", "bb", "ccc"])
+        tell("haggled", cents=[quote.cents for quote in haggle(items, timeout=PATIENCE)])
+
+
 class Rates(grpc.GenericRpcHandler):
-    """A server of two methods."""
+    """A server of methods of all kinds."""
 
     def service(self, details):
-        if details.method != "/shop.v1.Rates/Rate":
+        serde = {"request_deserializer": Item.FromString, "response_serializer": Quote.SerializeToString}
+        kinds = {
+            "/shop.v1.Rates/Rate": (grpc.unary_unary_rpc_method_handler, self.rate),
+            "/shop.v1.Rates/Watch": (grpc.unary_stream_rpc_method_handler, self.watch),
+            "/shop.v1.Rates/Count": (grpc.stream_unary_rpc_method_handler, self.count),
+            "/shop.v1.Rates/Echo": (grpc.stream_stream_rpc_method_handler, self.echo),
+        }
+        if details.method not in kinds:
             return None
-        return grpc.unary_unary_rpc_method_handler(
-            self.rate, request_deserializer=Item.FromString, response_serializer=Quote.SerializeToString
-        )
+        kind, handler = kinds[details.method]
+        return kind(handler, **serde)
+
+    def watch(self, item, context):
+        for cents in range(1, 4):
+            yield Quote(cents=cents, tenant=item.name)
+        if item.name == "XXX":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no more of it")
+
+    def count(self, items, context):
+        return Quote(cents=sum(len(item.name) for item in items))
+
+    def echo(self, items, context):
+        for item in items:
+            yield Quote(cents=len(item.name), tenant=item.name)
 
     def rate(self, item, context):
         metadata = dict(context.invocation_metadata())
@@ -110,6 +152,7 @@ def main(address, own):
     server.start()
     tell("serves")
     calls(address)
+    streams(address)
     tell("over")
     sys.stdin.read()
     server.stop(0)
