@@ -277,7 +277,7 @@ impl Drop for Answering {
 enum Reading {
     Opening(Answering),
     Open {
-        items: Streaming<Bytes>,
+        items: Box<Streaming<Bytes>>,
         content_type: Option<ContentType>,
     },
     /// The sender of the request has given the stream up.
@@ -294,7 +294,7 @@ impl Reading {
             Error::new(ErrorKind::Codec, text)
         })?;
         Ok(Self::Open {
-            items,
+            items: Box::new(items),
             content_type: read.content_type().cloned(),
         })
     }

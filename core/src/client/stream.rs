@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::IntoFuture;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -79,7 +80,7 @@ impl Call {
         let opened = streamer.open(opening).await;
         Ok(Opened {
             duplex: opened.map_err(|error| error.with_context("subject", &subject))?,
-            limits: Limits::new(core.clock.clone(), until, self.idle_timeout),
+            limits: Limits::new(Arc::clone(&core.clock), until, self.idle_timeout),
             subject,
         })
     }
@@ -89,7 +90,8 @@ impl Call {
 #[must_use = "a streaming call is opened when the builder is awaited"]
 pub struct Open<'a, O> {
     call: Call,
-    opened: PhantomData<(&'a Client, fn() -> O)>,
+    client: PhantomData<&'a Client>,
+    opened: PhantomData<fn() -> O>,
 }
 
 /// The replies to one request: what [`Client::stream`] opens.
@@ -122,6 +124,7 @@ impl<O> Open<'_, O> {
     fn new(call: Call) -> Self {
         Self {
             call,
+            client: PhantomData,
             opened: PhantomData,
         }
     }

@@ -338,11 +338,8 @@ impl Pipe {
 
 impl Flow {
     fn wake(&mut self) {
-        for waker in [self.reader.take(), self.sender.take()] {
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        }
+        let waiting = [self.reader.take(), self.sender.take()];
+        waiting.into_iter().flatten().for_each(Waker::wake);
     }
 
     fn check_sending(&self) -> Result<(), Error> {

@@ -114,7 +114,7 @@ fn with_canary(path: &str, value: &str, broken: &str, as_variable: bool) -> Stri
 }
 
 /// Where a secret may stand, rightly or by mistake; `$` is the secret.
-const PLACES: [(&str, &str); 21] = [
+const PLACES: [(&str, &str); 22] = [
     ("url", "nats://user:$@h"),
     ("url", "nats://$@h"),
     ("url", "nats://user:$/x@h"),
