@@ -49,7 +49,8 @@
 //! | handlers | [`controller`](macro@controller), [`event_pattern`](macro@event_pattern), [`message_pattern`](macro@message_pattern); without macros [`Router`], [`Route`] |
 //! | what a handler takes | [`FromPayload`], [`FromDelivery`], [`Param`], [`Params`](struct@Params), [`State`], [`Context`] |
 //! | sending and listening | [`Client`], [`Subscription`], [`Delivery`] |
-//! | typed subjects | [`Event`], [`Call`] |
+//! | streaming calls | [`stream_pattern`](macro@stream_pattern), [`Inbound`], [`Outbound`], [`Client::stream`], [`Client::upload`], [`Client::duplex`] |
+//! | typed subjects | [`Event`], [`Call`], [`Streaming`], [`Upload`], [`Duplex`] |
 //! | failing | [`Failure`], [`HandlerError`](trait@HandlerError), [`Error`], [`RemoteError`] |
 //! | middleware | [`Layer`] |
 //! | settings | [`config`] |
@@ -71,7 +72,8 @@
 //! # Guide
 //!
 //! [Getting started][1], [handlers and extractors][2], [patterns and subjects][3], [failures, retries and dead letters][4],
-//! [configuration][5], [testing][6], [beside axum][7], [writing an adapter][8], [coming from NestJS][9].
+//! [synchronous, asynchronous or both?][10], [streaming calls][11], [configuration][5], [testing][6], [beside axum][7],
+//! [writing an adapter][8], [coming from NestJS][9].
 //!
 //! [1]: https://github.com/anywire/anywire/blob/main/docs/getting-started.md
 //! [2]: https://github.com/anywire/anywire/blob/main/docs/handlers-and-extractors.md
@@ -82,6 +84,8 @@
 //! [7]: https://github.com/anywire/anywire/blob/main/docs/beside-axum.md
 //! [8]: https://github.com/anywire/anywire/blob/main/docs/writing-an-adapter.md
 //! [9]: https://github.com/anywire/anywire/blob/main/docs/coming-from-nestjs.md
+//! [10]: https://github.com/anywire/anywire/blob/main/docs/choosing-a-pattern.md
+//! [11]: https://github.com/anywire/anywire/blob/main/docs/streaming.md
 
 #[doc(hidden)]
 #[path = "private.rs"]

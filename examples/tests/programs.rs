@@ -67,6 +67,21 @@ fn the_sample_balances() {
 }
 
 #[test]
+fn the_three_kinds_of_streaming_calls_are_made() {
+    let output = shop_reads("");
+    let tells = [
+        "300 orders imported",
+        "285 placed",
+        "10 unknown_item, 5 bad_quantity",
+        "285 orders followed",
+        "more than the warehouse holds",
+        "7 offers, and a deal at 720.00",
+        "every order was followed to its end",
+    ];
+    assert_balanced(&output, &tells);
+}
+
+#[test]
 fn the_sample_is_what_its_generator_writes() {
     let made = Command::new(env!("CARGO_BIN_EXE_make-orders"))
         .output()
@@ -135,7 +150,7 @@ fn an_input_that_cannot_be_read_is_an_error() {
 
 #[test]
 fn two_processes_do_not_share_memory() {
-    for mode in ["serve", "order"] {
+    for mode in ["serve", "order", "visit"] {
         for url in [None, Some("memory://")] {
             let mut command = shop(&[mode]);
             command.envs(url.map(|url| ("ANYWIRE_URL", url)));

@@ -5,6 +5,7 @@ Arguments: the server's URL and the first token of all subjects. It prints a lin
 
 import asyncio
 import json
+import secrets
 import sys
 
 import nats
@@ -74,6 +75,99 @@ async def calls_a_handler(client, token):
         tell("nobody")
 
 
+class Stream:
+    """A streaming call, as its caller has it. We allow ten items at a time."""
+
+    WINDOW = 10
+    BYTES = 2**40
+
+    def __init__(self, client):
+        self.client = client
+        self.number = secrets.token_hex(16)
+        self.inbox = client.new_inbox()
+        self.sent = self.read = self.may_send = 0
+
+    async def open(self, subject, request=b"", sends=0):
+        """The opening is a call. It returns its reply, which accepts or refuses."""
+        self.frames = await self.client.subscribe(f"{self.inbox}.*")
+        await self.client.flush()
+        credit = f"{self.WINDOW} {self.BYTES}"
+        opening = f"open {self.number} {sends} {credit} {PATIENCE * 1000} {self.inbox}"
+        reply = await self.client.request(subject, request, timeout=PATIENCE, headers={"anywire-frame": opening})
+        if "anywire-error" not in reply.headers:
+            what, items, _, self.theirs = reply.headers["anywire-frame"].split()
+            assert what == "accept", what
+            self.may_send = int(items)
+        return reply
+
+    async def say(self, frame, payload=b""):
+        await self.client.publish(f"{self.theirs}.s{self.number}", payload, headers={"anywire-frame": frame})
+
+    async def hear(self):
+        """The next frame that is no matter of credit and signs of life."""
+        while True:
+            frame = await self.frames.next_msg(timeout=PATIENCE)
+            assert frame.subject == f"{self.inbox}.c{self.number}", frame.subject
+            what, *rest = frame.headers["anywire-frame"].split()
+            if what == "c":
+                self.may_send = max(self.may_send, int(rest[0]))
+                return what, None
+            if what == "b":
+                sent, items = int(rest[0]), int(rest[1])
+                assert sent <= self.read, "items were lost"
+                self.may_send = max(self.may_send, items)
+                await self.say(f"b {self.sent} {self.read + self.WINDOW} {self.BYTES} {self.inbox}")
+                return what, None
+            if what == "i":
+                self.read += 1
+                assert int(rest[0]) == self.read, "an item was lost"
+                await self.say(f"c {self.read + self.WINDOW} {self.BYTES}")
+                return what, json.loads(frame.data)
+            if what == "e":
+                assert int(rest[0]) == self.read, "the last items were lost"
+            return what, frame
+
+    async def rest(self):
+        """All items up to the end, and the frame of the end."""
+        items = []
+        while True:
+            what, told = await self.hear()
+            if what == "i":
+                items.append(told)
+            elif what == "e":
+                return items, told
+
+    async def send(self, item):
+        while self.sent == self.may_send:
+            await self.hear()
+        self.sent += 1
+        await self.say(f"i {self.sent}", json.dumps(item).encode())
+
+
+async def makes_streaming_calls(client, token):
+    """Many replies to one request, an error after some, a refusal; then many requests and one reply."""
+    numbers = Stream(client)
+    await numbers.open(f"{token}.count", b"1000")
+    items, _ = await numbers.rest()
+    tell("streamed", in_order=items == list(range(1, 1001)))
+
+    fails = Stream(client)
+    await fails.open(f"{token}.count", b"-5")
+    items, end = await fails.rest()
+    tell("failed", items=items, code=end.headers["anywire-error"], payload=json.loads(end.data))
+
+    refused = await Stream(client).open(f"{token}.count", b'"many"')
+    tell("turned away", code=refused.headers["anywire-error"])
+
+    upload = Stream(client)
+    await upload.open(f"{token}.sum", sends=1)
+    for number in range(1, 1001):
+        await upload.send(number)
+    await upload.say(f"e {upload.sent}")
+    items, _ = await upload.rest()
+    tell("uploaded", items=items)
+
+
 async def answers_calls(client, token, called):
     """Two calls: one gets a rate, the other an error."""
 
@@ -100,6 +194,7 @@ async def main(url, token):
     await reads_an_event(client, token)
     await reads_a_dead_letter(client, token)
     await calls_a_handler(client, token)
+    await makes_streaming_calls(client, token)
     await asyncio.wait_for(called.wait(), PATIENCE)
     await client.drain()
 

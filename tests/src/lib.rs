@@ -15,6 +15,12 @@ pub mod patterns_and_subjects {}
 #[doc = include_str!("../../docs/failures-retries-and-dead-letters.md")]
 pub mod failures_retries_and_dead_letters {}
 
+#[doc = include_str!("../../docs/choosing-a-pattern.md")]
+pub mod choosing_a_pattern {}
+
+#[doc = include_str!("../../docs/streaming.md")]
+pub mod streaming {}
+
 #[doc = include_str!("../../docs/configuration.md")]
 pub mod configuration {}
 

@@ -1,5 +1,5 @@
 //! A NATS program that knows nothing of anywire takes part, by what `docs/wire.md` says: it sends an order, reads an event and
-//! a dead letter, calls a handler and answers calls. It is `foreign/nats_client.py`, on the client library of NATS for Python.
+//! a dead letter, calls a handler, makes streaming calls and answers calls. It is `foreign/nats_client.py`, on the client library of NATS for Python.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod stage;
@@ -23,6 +23,7 @@ async fn a_foreign_program_takes_part() {
     stage.reads().await;
     stage.calls().await;
     assert_eq!(stage.tells().await, json!({ "what": "nobody" }));
+    stage.streams().await;
     stage.is_called().await;
     stage.close().await;
 }

@@ -1,9 +1,10 @@
 //! A shop that takes orders, and a customer who places them: the first program to read, and to run.
 //!
 //! ```text
-//! shop                      service and customer in one process, on memory, with the sample orders
+//! shop                      service and customers in one process, on memory, with the sample orders
 //! shop serve                the service alone, for a broker
 //! shop order                the customer alone, for a broker
+//! shop visit                a customer who imports orders, follows them and haggles: streaming calls, for a broker
 //! --orders FILE             read the orders from FILE, one JSON object per line; `-` is standard input
 //! ```
 //!
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use anywire::{App, Client, Config, Error, Result};
 use anywire_examples::shop::summary::Summary;
 use anywire_examples::shop::wires::on_all_wires;
-use anywire_examples::shop::{app, customer, lines};
+use anywire_examples::shop::{app, customer, lines, visit};
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-const USAGE: &str = "usage: shop [serve | order] [--orders FILE]";
+const USAGE: &str = "usage: shop [serve | order | visit] [--orders FILE]";
 
 /// Where nothing else is configured. A file of nothing but bad lines makes many dead letters; they have room.
 const ON_MEMORY: &str = "
@@ -52,7 +53,9 @@ fn start_log(mode: Mode) {
         let filter = filter.with_target("lapin", LevelFilter::OFF);
         match mode {
             Mode::Serve => filter,
-            Mode::Both | Mode::Order => filter.with_target("anywire::engine", LevelFilter::OFF),
+            Mode::Both | Mode::Order | Mode::Visit => {
+                filter.with_target("anywire::engine", LevelFilter::OFF)
+            }
         }
     };
     let chosen = std::env::var("RUST_LOG").ok();
@@ -77,10 +80,15 @@ async fn run() -> Result<ExitCode> {
             app()?.run().await?;
             Ok(ExitCode::SUCCESS)
         }
-        Mode::Order => {
+        Mode::Order | Mode::Visit => {
             must_have_a_broker()?;
             let client = Client::connect(on_all_wires(App::new("customer"))).await?;
-            let ended = order(&client, &arguments).await;
+            let ended = match arguments.mode {
+                Mode::Visit => pay_a_visit(&client).await,
+                _ => order(&client, &arguments)
+                    .await
+                    .map(|it| status(&it.problems())),
+            };
             client.close().await?;
             ended
         }
@@ -92,12 +100,31 @@ async fn both(arguments: &Arguments) -> Result<ExitCode> {
     let memory = Config::from_toml(ON_MEMORY)?;
     let config = anywire::config::Loader::of_process()?.base(memory).load()?;
     let shop = app()?.config(config).start().await?;
-    let ended = order(&shop.client(), arguments).await;
+    let ended = both_customers(&shop.client(), arguments).await;
     shop.shutdown().await?;
     ended
 }
 
-async fn order(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
+async fn both_customers(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
+    let summary = order(client, arguments).await?;
+    let problems = summary.problems();
+    if summary.stopped || !problems.is_empty() {
+        return Ok(status(&problems));
+    }
+    pay_a_visit(client).await
+}
+
+async fn pay_a_visit(client: &Client) -> Result<ExitCode> {
+    let visit = visit::run(client).await?;
+    println!("{visit}");
+    Ok(status(&visit.problems()))
+}
+
+fn status(problems: &[String]) -> ExitCode {
+    ExitCode::from(u8::from(!problems.is_empty()))
+}
+
+async fn order(client: &Client, arguments: &Arguments) -> Result<Summary> {
     let lines = match &arguments.orders {
         None => lines::sample(),
         Some(path) => lines::open(path)
@@ -106,8 +133,7 @@ async fn order(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
     let stop = stop_on_signal()?;
     let summary = customer::run(client, lines, &stop, show_progress()).await?;
     println!("{summary}");
-    let accounted_for = summary.problems().is_empty();
-    Ok(ExitCode::from(u8::from(!accounted_for)))
+    Ok(summary)
 }
 
 /// Two processes cannot share a memory.
@@ -200,6 +226,7 @@ enum Mode {
     Both,
     Serve,
     Order,
+    Visit,
 }
 
 impl Arguments {
@@ -210,6 +237,7 @@ impl Arguments {
             match word.as_str() {
                 "serve" => mode = Mode::Serve,
                 "order" => mode = Mode::Order,
+                "visit" => mode = Mode::Visit,
                 "-h" | "--help" => return Ok(None),
                 "--orders" => {
                     let missing = || Error::config(format!("--orders needs a file; {USAGE}"));

@@ -11,13 +11,12 @@ use anywire::{
 };
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, Part};
 use super::lines::{Line, Lines};
-use super::orders::{CHARGED, Charged, Item, Order, PLACED, QUOTE, RESERVED, Reserved};
+use super::orders::{About, CHARGED, Charged, Item, Order, PLACED, QUOTE, RESERVED, Reserved};
 use super::summary::Summary;
 
 /// How many quotes are asked for at once.
@@ -25,7 +24,7 @@ const QUOTES: usize = 64;
 /// How many deliveries are taken at once from what the service tells.
 const WINDOW: usize = 256;
 /// How long nothing may be heard of what was placed before the rest is taken for lost.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before something that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 /// How often the progress is shown.
@@ -218,19 +217,19 @@ impl Desk<'_> {
 }
 
 /// For a broker or a shop that is restarted under us. It ends when nothing has gone well for long.
-struct Patience {
+pub(super) struct Patience {
     last: Mutex<Instant>,
 }
 
 impl Patience {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             last: Mutex::new(Instant::now()),
         }
     }
 
     /// Does what is safe to do twice until it goes well, is refused, or the patience is at its end.
-    async fn keep_trying<T, A>(&self, attempt: impl Fn() -> A) -> Result<T, Error>
+    pub(super) async fn keep_trying<T, A>(&self, attempt: impl Fn() -> A) -> Result<T, Error>
     where
         A: IntoFuture<Output = Result<T, Error>>,
     {
@@ -329,13 +328,6 @@ async fn note<P>(
 
 /// Writes a dead letter into the books. Its trail tells which handler failed it, how often, and with what.
 fn bury(letter: &Message, ledger: &mut Ledger) {
-    /// All that is sent about an order names it.
-    #[derive(Deserialize)]
-    struct About {
-        #[serde(alias = "id")]
-        order: String,
-    }
-
     let Some(trail) = letter.trail() else {
         return;
     };

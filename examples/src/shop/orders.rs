@@ -2,7 +2,9 @@
 //!
 //! A contract is a const. Whoever uses it, to send or to handle, gets the payload's type checked by the compiler.
 
-use anywire::{Call, Event, HandlerError};
+use std::collections::BTreeMap;
+
+use anywire::{Call, Duplex, Event, HandlerError, Streaming, Upload};
 use serde::{Deserialize, Serialize};
 
 /// What does an item cost? A call: it has one reply, or a [`ShopError`].
@@ -22,6 +24,16 @@ pub const RESERVE: Event<Reserve> = Event::new("stock.reserve");
 
 /// The warehouse has reserved it.
 pub const RESERVED: Event<Reserved> = Event::new("stock.reserved");
+
+/// What became of an order? A streaming call of one request and many replies: the steps that were taken, then each step as
+/// it is taken, until the last one. It is refused with a [`ShopError`] where nothing is known of the order.
+pub const FOLLOW: Streaming<String, Step, ShopError> = Streaming::new("shop.follow");
+
+/// Takes many orders, and says in the end how many of them were placed. A streaming call of many requests and one reply.
+pub const IMPORT: Upload<Order, Imported> = Upload::new("shop.import");
+
+/// Can we agree on a price? A streaming call of many requests and many replies: each offer has an answer.
+pub const NEGOTIATE: Duplex<Offer, Answer> = Duplex::new("shop.negotiate");
 
 /// One line of the input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +83,13 @@ pub enum ShopError {
         /// The most that we sell at once.
         most: i64,
     },
+    /// Nothing is known of such an order. It may have been placed a moment ago, so asking again makes sense: `transient`
+    /// says that to the caller.
+    #[handler_error(transient, message = "nothing is known of an order {order}")]
+    UnknownOrder {
+        /// What was asked for.
+        order: String,
+    },
 }
 
 /// How much to charge to whom.
@@ -111,6 +130,66 @@ pub struct Reserve {
 pub struct Reserved {
     /// The order's id.
     pub order: String,
+}
+
+/// All that is sent about an order names it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct About {
+    /// The order's id.
+    #[serde(alias = "id")]
+    pub order: String,
+}
+
+/// What becomes of an order, step by step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// The shop has taken it.
+    Taken,
+    /// It is paid.
+    Charged {
+        /// How many times it was tried.
+        attempts: u32,
+    },
+    /// It is set aside.
+    Reserved,
+    /// A part of it is a dead letter.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What became of an import.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Orders placed. They are on the wire: what happens now happens to them as to any other order.
+    pub placed: u64,
+    /// Orders that the shop does not sell, by the code of its error.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What a customer would pay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// For how many of what.
+    pub item: Item,
+    /// For all of them.
+    pub cents: u64,
+}
+
+/// What the shop says to an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Offer more. This is what would do.
+    Asking {
+        /// For all of them.
+        cents: u64,
+    },
+    /// Agreed. Nothing comes after it.
+    Deal {
+        /// For all of them.
+        cents: u64,
+    },
 }
 
 impl Order {

@@ -1,4 +1,4 @@
-//! The service: three controllers, and the app that mounts them.
+//! The service: four controllers, and the app that mounts them. The fourth is in [`board`](super::board).
 //!
 //! A handler is an `async fn`. Its first argument is the payload; the others are what it wants to know about the
 //! delivery. What it returns decides what becomes of the message:
@@ -8,18 +8,26 @@
 //! - a *permanent* failure: put among the dead letters at once;
 //! - a payload that does not decode never reaches its handler: it is a dead letter, too, with its bytes as they came.
 //!
+//! A handler of calls returns the reply. One of streaming calls takes a stream (`import`), returns one
+//! (`Board::follow`), or both (`negotiate`). Calls of both kinds are made at most once: who gets no answer asks again.
+//!
 //! No message is lost on the way, but one may come twice (a process that dies before it has acknowledged gets the message
 //! again). So a handler that must not do a thing twice remembers what it did.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
-use anywire::{App, Classified, Client, Context, Failure, Param, Result, Unrouted, controller};
+use anywire::{
+    App, Classified, Client, Context, Error, Failure, HandlerError, Inbound, Param, Result,
+    Unrouted, controller,
+};
+use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 
+use super::board::Board;
 use super::orders::{
-    CHARGE, CHARGED, Charge, Charged, Item, Order, PLACED, QUOTE, Quote, RESERVE, RESERVED,
-    Reserve, Reserved, ShopError,
+    Answer, CHARGE, CHARGED, Charge, Charged, IMPORT, Imported, Item, NEGOTIATE, Offer, Order,
+    PLACED, QUOTE, Quote, RESERVE, RESERVED, Reserve, Reserved, ShopError,
 };
 use super::wires::on_all_wires;
 
@@ -27,6 +35,10 @@ use super::wires::on_all_wires;
 const MOST: i64 = 1_000;
 /// The most that a warehouse holds.
 const WAREHOUSE: i64 = 500;
+/// How many orders of an import are placed at once.
+const PLACING: usize = 64;
+/// How often the shop comes down with its price, two percent each time.
+const ROUNDS: u64 = 5;
 
 /// The app: what the program runs is what the tests test.
 ///
@@ -38,7 +50,8 @@ pub fn app() -> Result<App> {
     Ok(on_all_wires(App::new("shop"))
         .controller(Shop::new())
         .controller(Billing::default())
-        .controller(Stock))
+        .controller(Stock)
+        .controller(Board::default()))
 }
 
 /// Sells things.
@@ -87,6 +100,74 @@ impl Shop {
             .await?;
         client.emit(RESERVE, &reserve).key(order.customer).await?;
         Ok(())
+    }
+
+    /// Imports orders.
+    ///
+    /// `Inbound` is what the caller sends, item by item. It sends no more than we take: where placing them is slow, its
+    /// next `send` waits. The reply comes when all are placed, and it is the only one: an import that breaks off in the
+    /// middle has none, and the customer imports the same orders again. That is safe, as placing one twice is.
+    #[stream_pattern(IMPORT)]
+    async fn import(&self, orders: Inbound<Order>, client: Client) -> Result<Imported> {
+        let mut placing = orders
+            .map(|order| self.import_one(order, &client))
+            .buffered(PLACING);
+        let mut imported = Imported::default();
+        while let Some(placed) = placing.next().await {
+            match placed? {
+                Ok(()) => imported.placed += 1,
+                Err(refusal) => {
+                    let code = refusal.code().into_owned();
+                    *imported.refused.entry(code).or_default() += 1;
+                }
+            }
+        }
+        Ok(imported)
+    }
+
+    /// Haggles over a price: each offer has an answer, until there is a deal or the customer offers no more.
+    ///
+    /// The stream that it returns borrows from the shop. With the deal it lets go of the offers, and a customer who goes on
+    /// offering is told that nobody listens.
+    #[stream_pattern(NEGOTIATE)]
+    fn negotiate(&self, offers: Inbound<Offer>) -> impl Stream<Item = Result<Answer>> {
+        stream::try_unfold(Some((offers, 0)), move |haggling| async move {
+            let Some((mut offers, round)) = haggling else {
+                return Ok(None);
+            };
+            let Some(offer) = offers.next().await.transpose()? else {
+                return Ok(None);
+            };
+            let answer = self.answer(&offer, round).classified()?;
+            let goes_on = matches!(answer, Answer::Asking { .. });
+            Ok(Some((answer, goes_on.then_some((offers, round + 1)))))
+        })
+    }
+
+    /// Places an order, or says why the shop does not sell it. The error around it is what ends an import.
+    async fn import_one(
+        &self,
+        order: Result<Order, Error>,
+        client: &Client,
+    ) -> Result<Result<(), ShopError>> {
+        let order = order?;
+        if let Err(refusal) = self.price(&order.item()) {
+            return Ok(Err(refusal));
+        }
+        client
+            .emit(PLACED.with("region", &order.region), &order)
+            .key(order.customer.clone())
+            .await?;
+        Ok(Ok(()))
+    }
+
+    fn answer(&self, offer: &Offer, round: u64) -> Result<Answer, ShopError> {
+        let price = self.price(&offer.item)?.cents;
+        let asking = price - price * 2 * round.min(ROUNDS) / 100;
+        Ok(match offer.cents >= asking {
+            true => Answer::Deal { cents: offer.cents },
+            false => Answer::Asking { cents: asking },
+        })
     }
 
     fn price(&self, item: &Item) -> Result<Quote, ShopError> {

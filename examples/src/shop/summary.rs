@@ -141,7 +141,12 @@ impl fmt::Display for Summary {
     }
 }
 
-fn row(f: &mut fmt::Formatter<'_>, count: u64, what: &str, reasons: &str) -> fmt::Result {
+pub(super) fn row(
+    f: &mut fmt::Formatter<'_>,
+    count: u64,
+    what: &str,
+    reasons: &str,
+) -> fmt::Result {
     match (count, reasons) {
         (0, _) => Ok(()),
         (_, "") => writeln!(f, "  {count:>7} {what}"),
@@ -149,12 +154,12 @@ fn row(f: &mut fmt::Formatter<'_>, count: u64, what: &str, reasons: &str) -> fmt
     }
 }
 
-fn total(counts: &BTreeMap<String, u64>) -> u64 {
+pub(super) fn total(counts: &BTreeMap<String, u64>) -> u64 {
     counts.values().sum()
 }
 
 /// The reasons, the most frequent first.
-fn reasons(counts: &BTreeMap<String, u64>) -> String {
+pub(super) fn reasons(counts: &BTreeMap<String, u64>) -> String {
     let mut sorted: Vec<_> = counts.iter().collect();
     sorted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let shown = sorted

@@ -22,7 +22,11 @@ const PARTS: usize = 5;
 /// How long a service may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One process, then a customer and two services: what they do is what is done on memory.
+/// What a customer's summary ends with; after it comes the visit's.
+const ACCOUNTED: &str = "every line is accounted for";
+
+/// One process, then customers and two services: what they do is what is done on memory. That is events, calls, and the
+/// three kinds of streaming calls.
 pub(crate) fn the_summary_is_the_same(broker: &'static str) {
     let broker = Broker::start(broker);
     let orders = Orders::new(SHORT);
@@ -33,7 +37,10 @@ pub(crate) fn the_summary_is_the_same(broker: &'static str) {
     let services = logs.each_ref().map(|log| Program::serve(&broker.url, log));
     broker.wait_for_a_shop();
     let customer = Program::start(&broker.url, &["order", "--orders", orders.path()]);
-    assert_eq!(balanced(customer.output()), expected);
+    let [ordered, visited] = parted(expected);
+    assert_eq!(balanced(customer.output()), ordered);
+    let visit = Program::start(&broker.url, &["visit"]);
+    assert_eq!(told(visit.output()), visited);
     for service in services {
         service.end(Signal::TERM);
     }
@@ -87,7 +94,11 @@ pub(crate) fn what_dies_in_the_middle_loses_no_order(broker: &'static str) {
             _ => {}
         }
     }
-    assert_eq!(balanced(customer.output()), orders.on_memory());
+    let [ordered, visited] = parted(orders.on_memory());
+    assert_eq!(balanced(customer.output()), ordered);
+    // Streams lose what breaks in the middle, but the ways that they take are there again.
+    let visit = Program::start(&broker.url, &["visit"]);
+    assert_eq!(told(visit.output()), visited);
     service.end(Signal::TERM);
 }
 
@@ -128,10 +139,25 @@ impl Orders {
 /// The summary of a run that lost nothing, without what differs from run to run.
 #[track_caller]
 pub(crate) fn balanced(output: Output) -> Vec<String> {
+    let lines = told(output);
+    assert!(lines.iter().any(|line| line == ACCOUNTED), "{lines:?}");
+    lines
+}
+
+/// Of a run of both customers, what each of them tells.
+fn parted(mut lines: Vec<String>) -> [Vec<String>; 2] {
+    let end = lines.iter().position(|line| line == ACCOUNTED).unwrap();
+    let visited = lines.split_off(end + 1);
+    assert!(!visited.is_empty());
+    [lines, visited]
+}
+
+/// What a program tells that ends well, without what differs from run to run.
+#[track_caller]
+fn told(output: Output) -> Vec<String> {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let (summary, log) = (text(output.stdout), text(output.stderr));
     assert_eq!(output.status.code(), Some(0), "{summary}{log}");
-    assert!(summary.contains("every line is accounted for"), "{summary}");
     let timed = |line: &&str| !line.contains(" lines read in ") && !line.contains("orders/s");
     summary.lines().filter(timed).map(str::to_owned).collect()
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anywire::transport::Adapter;
 use anywire::{
-    App, Client, Context, ErrorKind, Failure, HandlerError, Headers, MessageId, Param, Route,
-    Router, RunningApp, Subscription,
+    App, Client, Context, ErrorKind, Failure, HandlerError, Headers, Inbound, MessageId, Param,
+    Route, Router, RunningApp, Subscription,
 };
+use futures::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -152,6 +153,20 @@ impl Stage {
         );
     }
 
+    /// It has made streaming calls: read one to its end, one to its error, one that was refused, and sent one.
+    pub(crate) async fn streams(&mut self) {
+        let streamed = json!({ "what": "streamed", "in_order": true });
+        assert_eq!(self.tells().await, streamed);
+        let failed = self.tells().await;
+        assert_eq!(failed["items"], json!([1, 2, 3, 4, 5]), "{failed}");
+        assert_eq!(failed["code"], "too_far");
+        assert_eq!(failed["payload"]["message"], "no further");
+        let refused = json!({ "what": "turned away", "code": "invalid_payload" });
+        assert_eq!(self.tells().await, refused);
+        let uploaded = json!({ "what": "uploaded", "items": [500_500] });
+        assert_eq!(self.tells().await, uploaded);
+    }
+
     /// It is called: it answers once, and refuses once.
     pub(crate) async fn is_called(&self) {
         let client = self.app.client();
@@ -207,7 +222,22 @@ fn service(token: &str, saw: mpsc::UnboundedSender<Seen>) -> Router {
         "tea" => Ok(250),
         _ => Err(QuoteError::UnknownItem { item }),
     };
+    // A number below zero ends in an error.
+    let count = |to: i64| {
+        let error = Failure::permanent("no further").with_code("too_far");
+        let end = (to < 0).then_some(Err::<i64, _>(error));
+        stream::iter((1..=to.abs()).map(Ok).chain(end))
+    };
+    let sum = async |mut numbers: Inbound<i64>| {
+        let mut sum = 0;
+        while let Some(number) = numbers.next().await {
+            sum += number?;
+        }
+        Ok::<_, Failure>(sum)
+    };
     Router::new()
+        .on_stream(&format!("{token}.count"), count)
+        .on_stream(&format!("{token}.sum"), sum)
         .route(Route::event(&*format!("{token}.{{region}}.placed"), placed).name("placed"))
         .on_call(&format!("{token}.quote"), quote)
 }
