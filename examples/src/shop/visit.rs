@@ -51,7 +51,7 @@ pub async fn run(client: &Client) -> Result<Visit> {
     let patience = Patience::new();
     visit.imported = patience.keep_trying(|| Box::pin(import(client))).await?;
 
-    let placed = orders().filter(|order| is_sold(order));
+    let placed = orders().filter(is_sold);
     let patience = Patience::new();
     let following = placed.map(|order| {
         let patience = &patience;
