@@ -101,7 +101,7 @@ async fn a_subject_is_for_events_or_for_calls_and_calls_do_not_overlap() {
     assert!(
         refusal(|| app(both()))
             .await
-            .contains("either for events or for calls")
+            .contains("for events, for calls or for streaming calls")
     );
     let overlap = || {
         Router::new()

@@ -336,7 +336,7 @@ fn check_identities(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// A subject is either for events or for calls, and a call has one handler in an app.
+/// A subject is for one kind of handlers, and a call has one handler in an app.
 fn check_kinds(plan: &Plan) -> Result<(), Error> {
     for (index, one) in plan.handlers.iter().enumerate() {
         for other in &plan.handlers[index + 1..] {
