@@ -85,12 +85,13 @@ pub fn check(
     let (done, verdict) = mpsc::sync_channel(1);
     let test = Test::new(Arc::clone(harness), behaviour.name, profile, seed);
     let run = behaviour.run;
+    let patience = harness.patience(false);
     let deadline = profile.deadline() + harness.patience(behaviour.is_serial());
     let thread = std::thread::Builder::new().name(behaviour.name.to_owned());
     thread
-        .spawn(move || done.send(on_a_runtime(test, run, deadline)))
+        .spawn(move || done.send(on_a_runtime(test, run, (deadline, patience))))
         .map_err(|error| format!("no thread for the test: {error}"))?;
-    let verdict = match verdict.recv_timeout(deadline + GRACE) {
+    let verdict = match verdict.recv_timeout(deadline + patience + GRACE) {
         Ok(verdict) => verdict,
         Err(RecvTimeoutError::Timeout) => {
             Err("it blocks its threads: the deadline could not end it".to_owned())
@@ -147,7 +148,7 @@ fn check_alone(
 fn on_a_runtime(
     test: Test,
     run: for<'a> fn(&'a Test) -> futures::future::BoxFuture<'a, ()>,
-    deadline: Duration,
+    (deadline, patience): (Duration, Duration),
 ) -> Result<(), String> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -161,15 +162,15 @@ fn on_a_runtime(
         Ok(Err(_)) => Err(format!("it was not over after {deadline:?}")),
         Err(panic) => Err(text(panic.as_ref())),
     };
-    let verdict = verdict.and_then(|()| leaves_nothing(&runtime, test));
+    let verdict = verdict.and_then(|()| leaves_nothing(&runtime, test, patience));
     runtime.shutdown_timeout(GRACE / 2);
     verdict
 }
 
-fn leaves_nothing(runtime: &Runtime, test: Test) -> Result<(), String> {
+fn leaves_nothing(runtime: &Runtime, test: Test, patience: Duration) -> Result<(), String> {
     runtime.block_on(test.finish());
     drop(test);
-    tasks_end(runtime)
+    tasks_end(runtime, patience)
 }
 
 thread_local! {

@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,14 +18,26 @@ pub use rustix::process::Signal;
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A port on loopback that nobody listens to at the moment.
+/// The ports that are given out: below those of the launchers, and of outgoing connections, any of which might take it before its
+/// server is there, or while that is away.
+const PORTS: std::ops::Range<u16> = 10_000..14_000;
+
+/// A port on loopback that nobody listens to at the moment, and that no other test of this program gets.
 ///
 /// # Errors
 /// Where there is none.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
+    let count = PORTS.end - PORTS.start;
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for _ in 0..count {
+        let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % count;
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// A program that can be started, signalled and started again. It is killed when its value is dropped.
