@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anywire::pattern::publish_subscribe::{Entry, PublishBatch, Published, Receipt, Spec, Store};
 use anywire::pattern::request_reply::CallSpec;
-use anywire::transport::Transport;
+use anywire::transport::{Status, Transport};
 use anywire::{Error, Message, Pattern, Provision};
+use tokio::time::timeout;
 
 use crate::{Calls, Streams, Subscription, Test};
 
@@ -146,6 +147,14 @@ impl Connection {
     pub fn streams(&self) -> Streams {
         let streamer = self.transport.streamer().expect("streams are declared");
         Streams::new(self.test.clone(), streamer)
+    }
+
+    /// Waits until the transport tells that its connection is lost; `false` where it does not.
+    pub async fn is_lost(&self) -> bool {
+        let mut status = self.transport.status();
+        let lost = status.wait_for(|status| *status == Status::Reconnecting);
+        let lost = timeout(self.test.recovery(), lost).await;
+        lost.is_ok_and(|told| told.is_ok())
     }
 
     /// Closes the client.

@@ -269,6 +269,12 @@ impl Test {
         self.0.harness.patience(false)
     }
 
+    /// How long after the end of a fault messages must flow again.
+    #[must_use]
+    pub fn recovery(&self) -> Duration {
+        Duration::from_secs(10) + self.patience()
+    }
+
     /// How long something that is to come may stay away.
     #[must_use]
     pub fn gap(&self) -> Duration {

@@ -22,11 +22,6 @@ behaviours! {
     m17_the_state_of_the_connection_is_told: [Broker],
 }
 
-/// How long after the end of a fault messages must flow again.
-fn recovery(test: &Test) -> Duration {
-    Duration::from_secs(10) + test.patience()
-}
-
 /// Two restarts, at a third and at a half of the traffic; the second one without warning.
 pub async fn m01_restarts_under_load_lose_nothing(test: &Test) {
     let (publisher, consumer) = (test.connect().await, test.connect().await);
@@ -161,12 +156,12 @@ pub async fn m08_what_vanished_with_the_broker_is_made_again(test: &Test) {
     test.broker().kill().await.expect("the broker is killed");
     test.broker().start().await.expect("the broker starts");
     let mut status = client.transport().status();
-    let back = tokio::time::timeout(recovery(test), status.wait_for(Status::is_connected));
+    let back = tokio::time::timeout(test.recovery(), status.wait_for(Status::is_connected));
     assert!(
         back.await.is_ok_and(|told| told.is_ok()),
         "the connection did not come back"
     );
-    let end = Instant::now() + recovery(test);
+    let end = Instant::now() + test.recovery();
     while private
         .next_within(Duration::from_millis(200))
         .await
@@ -181,7 +176,7 @@ pub async fn m08_what_vanished_with_the_broker_is_made_again(test: &Test) {
             .await;
     }
     let question = test.message("ask", "still there?");
-    let asked = client.request(question, recovery(test));
+    let asked = client.request(question, test.recovery());
     let answering = async {
         let call = calls.next().await.expect("the call arrives");
         calls
@@ -207,7 +202,7 @@ pub async fn m09_an_app_that_starts_without_a_broker_waits_for_it(test: &Test) {
     let early = tokio::time::timeout(Duration::from_secs(1), &mut starting).await;
     test.broker().start().await.expect("the broker starts");
     assert!(early.is_err(), "it did not wait: {early:?}");
-    let app = tokio::time::timeout(recovery(test), starting)
+    let app = tokio::time::timeout(test.recovery(), starting)
         .await
         .expect("it finds the broker");
     let app = app.expect("no panic").expect("the app starts");
@@ -279,14 +274,10 @@ pub async fn m17_the_state_of_the_connection_is_told(test: &Test) {
     let mut status = client.transport().status();
     assert!(status.borrow_and_update().is_connected());
     test.broker().stop().await.expect("the broker stops");
-    let lost = tokio::time::timeout(
-        recovery(test),
-        status.wait_for(|status| *status == Status::Reconnecting),
-    );
-    let lost = lost.await.is_ok_and(|told| told.is_ok());
+    let lost = client.is_lost().await;
     test.broker().start().await.expect("the broker starts");
     assert!(lost, "the loss was not told");
-    let back = tokio::time::timeout(recovery(test), status.wait_for(Status::is_connected));
+    let back = tokio::time::timeout(test.recovery(), status.wait_for(Status::is_connected));
     assert!(
         back.await.is_ok_and(|told| told.is_ok()),
         "the return was not told"
@@ -302,13 +293,13 @@ async fn publish_unaided(
     messages: &[anywire::Message],
     ledger: &mut Ledger,
 ) {
-    let end = Instant::now() + recovery(test);
+    let end = Instant::now() + test.recovery();
     let mut left: Vec<_> = messages.iter().cloned().map(Entry::new).collect();
     while !left.is_empty() {
         assert!(
             Instant::now() < end,
             "publishing did not recover in {:?}",
-            recovery(test)
+            test.recovery()
         );
         let outcomes = client
             .try_publish(left.clone(), Duration::from_secs(2))
