@@ -18,6 +18,9 @@ pub mod failures_retries_and_dead_letters {}
 #[doc = include_str!("../../docs/configuration.md")]
 pub mod configuration {}
 
+#[doc = include_str!("../../docs/replay.md")]
+pub mod replay {}
+
 #[doc = include_str!("../../docs/testing.md")]
 pub mod testing {}
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anywire::Pattern;
+use anywire::{Pattern, Trail};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -475,7 +475,17 @@ impl<'a> Reader<'a> {
             }
             Route::Foreign => return,
         };
-        let read = wire::read(record, subject, carrier, clock);
+        let mut read = wire::read(record, subject, carrier, clock);
+        if matches!(lane.route, Route::Delayed)
+            && let Some(until) = read.until
+            && let Some(due) = read.due.filter(|due| until < *due)
+        {
+            // Whoever moves it sends it on for the rest.
+            let mut trail = Trail::new(read.message.subject().clone());
+            trail.due = Some(due);
+            read.message = read.message.with_trail(trail);
+            read.due = Some(until).filter(|until| *until > clock.wall());
+        }
         let targets: Targets = match (&lane.route, &read.to) {
             (Route::Packed(..), _) => {
                 let subject = read.message.subject();

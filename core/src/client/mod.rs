@@ -1,6 +1,7 @@
 //! The sending side: events, calls and subscriptions of one's own.
 
 mod cause;
+mod delay;
 mod delivery;
 mod emit;
 mod emit_all;

@@ -8,6 +8,7 @@ pub mod basic;
 pub mod batches;
 pub mod configuration;
 pub mod dead_letters;
+pub mod delay;
 pub mod draining;
 pub mod faults;
 pub mod fidelity;
@@ -48,6 +49,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     backpressure::ALL,
     batches::ALL,
     publishing::ALL,
+    delay::ALL,
     faults::ALL,
     dead_letters::ALL,
     request_reply::ALL,
@@ -75,6 +77,7 @@ mod tests {
             include_str!("batches.rs"),
             include_str!("configuration.rs"),
             include_str!("dead_letters.rs"),
+            include_str!("delay.rs"),
             include_str!("draining.rs"),
             include_str!("faults.rs"),
             include_str!("fidelity.rs"),
