@@ -486,6 +486,7 @@ impl Topology {
             guarantee,
             order,
             start: _,
+            until: _,
             window: _,
             provision: _,
             retention,

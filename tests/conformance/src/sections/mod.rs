@@ -19,6 +19,7 @@ pub mod observability;
 pub mod ordering;
 pub mod publishing;
 pub mod redelivery;
+pub mod replay;
 pub mod request_reply;
 pub mod retrying;
 pub mod settlement;
@@ -43,6 +44,7 @@ const SECTIONS: &[&[Behaviour]] = &[
     retrying::ALL,
     ordering::ALL,
     groups::ALL,
+    replay::ALL,
     lifecycle::ALL,
     shutdown::ALL,
     draining::ALL,
@@ -88,6 +90,7 @@ mod tests {
             include_str!("ordering.rs"),
             include_str!("publishing.rs"),
             include_str!("redelivery.rs"),
+            include_str!("replay.rs"),
             include_str!("request_reply.rs"),
             include_str!("retrying.rs"),
             include_str!("settlement.rs"),
