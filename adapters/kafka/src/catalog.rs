@@ -23,7 +23,7 @@ use crate::errors;
 use crate::group::{Group, Settings};
 use crate::health::{Ear, Health};
 use crate::names;
-use crate::producer::Producer;
+use crate::producer::{self, Producer};
 use crate::pulse;
 
 /// How long the brokers may take to list their topics, and how often they are asked. Nothing ends a question early.
@@ -202,7 +202,7 @@ impl Catalog {
         // All topics: to ask for one by its name would create it where the brokers do that.
         let listed = tokio::task::spawn_blocking(move || {
             let listed = producer.ask(|client| client.fetch_metadata(None, LIST_TIMEOUT));
-            listed.map(|metadata| Seen::of(&metadata))
+            listed.and_then(|metadata| Seen::of(&metadata))
         });
         listed.await
     }
@@ -424,6 +424,10 @@ impl Catalog {
             .request_timeout(Some(CREATE_TIMEOUT))
             .operation_timeout(Some(CREATE_TIMEOUT));
         let results = admin.create_topics(&new, &options).await;
+        if results.is_err() {
+            // It may have lost all brokers, which it would never find again (see `pulse`); the next one is made anew.
+            self.lose_admin(admin);
+        }
         let mut failed: FxHashMap<String, KafkaError> = FxHashMap::default();
         let whole = results.map(|results| {
             for result in results {
@@ -585,6 +589,13 @@ impl Catalog {
         Ok(made)
     }
 
+    /// Never asks this client again. Dropping it may block.
+    fn lose_admin(&self, lost: Arc<AdminClient<Ear>>) {
+        let mut admin = self.admin.lock();
+        let kept = admin.take_if(|admin| Arc::ptr_eq(admin, &lost));
+        producer::apart(move || drop((kept, lost)));
+    }
+
     /// Lets go of the client that creates topics.
     pub(crate) fn take_admin(&self) -> Option<Arc<AdminClient<Ear>>> {
         self.admin.lock().take()
@@ -608,7 +619,12 @@ impl Wanted {
 }
 
 impl Seen {
-    fn of(metadata: &Metadata) -> Self {
+    /// # Errors
+    /// Where a broker has listed none, not even itself: it has just started, and does not know what topics there are, either.
+    fn of(metadata: &Metadata) -> KafkaResult<Self> {
+        if metadata.brokers().is_empty() {
+            return Err(KafkaError::MetadataFetch(Code::BrokerNotAvailable));
+        }
         let mut seen = Self {
             brokers: metadata.brokers().len(),
             ..Self::default()
@@ -629,7 +645,7 @@ impl Seen {
             let count = i32::try_from(partitions.len()).unwrap_or(i32::MAX);
             seen.topics.insert(name.to_owned(), count);
         }
-        seen
+        Ok(seen)
     }
 }
 

@@ -2,15 +2,15 @@
 //! called on the consumer's own thread, inside of a poll, and waits for nobody but the broker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anywire::pattern::publish_subscribe::Start;
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
 
@@ -22,12 +22,17 @@ use crate::shelf::{PartitionKey, Position};
 /// How long the broker may take to say where a group is.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How soon it is asked again, and for how long. A member that does not poll for longer than five minutes loses its partitions.
+const AGAIN: Duration = Duration::from_millis(50);
+const SIEGE: Duration = Duration::from_secs(30);
+
 /// A consumer's ear.
 pub(crate) struct Member {
     group: Arc<Group>,
     heard: Mutex<Heard>,
     /// Counts whatever the library had to say. A poll that only called us brings nothing, as one of an empty queue does.
     calls: AtomicU64,
+    astray: AtomicBool,
 }
 
 /// What was heard and not attended to yet.
@@ -57,6 +62,7 @@ impl Member {
             group,
             heard: Mutex::default(),
             calls: AtomicU64::new(0),
+            astray: AtomicBool::new(false),
         }
     }
 
@@ -91,23 +97,54 @@ impl Member {
         )
     }
 
+    /// Whether there are partitions of which nobody knows where they are to be read from.
+    pub(crate) fn is_astray(&self) -> bool {
+        self.astray.load(Ordering::Relaxed)
+    }
+
+    /// Where the group is, as the broker says. It is waited for: the library, left to find out by itself, gives up at the first
+    /// request that fails, and then never reads the partition, though it is ours.
+    fn committed(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+    ) -> Option<TopicPartitionList> {
+        let since = Instant::now();
+        loop {
+            let told = consumer.committed_offsets(list.clone(), PATIENCE);
+            let told = told.and_then(|told| {
+                let mut errors = told.elements().into_iter().map(|place| place.error());
+                match errors.find_map(|error| error.err().filter(is_passing)) {
+                    Some(error) => Err(error),
+                    None => Ok(told),
+                }
+            });
+            let error = match told {
+                Ok(told) => return Some(told),
+                Err(error) => error,
+            };
+            let is_over = since.elapsed() >= SIEGE;
+            if is_over || !is_passing(&error) || self.group.is_stopping() {
+                tracing::warn!(group = ?self.group.kind, %error, "the broker does not say how far a group is");
+                self.astray.store(is_over, Ordering::Relaxed);
+                return None;
+            }
+            std::thread::park_timeout(AGAIN);
+        }
+    }
+
     /// Says where each partition is to be read from.
     fn place(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
         if list.count() == 0 {
             return;
         }
         let committed = match self.group.kind.commits() {
-            true => consumer.committed_offsets(list.clone(), PATIENCE),
-            false => Ok(list.clone()),
+            true => self.committed(consumer, list),
+            false => Some(list.clone()),
         };
-        let committed = match committed {
-            Ok(committed) => committed,
-            Err(error) => {
-                // The library asks again and begins where it is told then; or with the earliest.
-                tracing::warn!(group = ?self.group.kind, %error, "the broker does not say how far a group is");
-                let _ = list.set_all_offsets(Offset::Stored);
-                return;
-            }
+        let Some(committed) = committed else {
+            let _ = list.set_all_offsets(Offset::Stored);
+            return;
         };
         let mut begun = TopicPartitionList::new();
         let ends = match committed.elements().iter().any(|place| self.begins(place)) {
@@ -129,6 +166,9 @@ impl Member {
             let (topic, number) = (place.topic(), place.partition());
             let offset = if let Offset::Offset(offset) = place.offset() {
                 Offset::Offset(offset)
+            } else if place.error().is_err() {
+                // That does not say that it was never read.
+                Offset::Stored
             } else if let Some(next) = self.goes_on(topic, number) {
                 Offset::Offset(next)
             } else if self.skips(topic) {
@@ -294,6 +334,19 @@ impl Member {
             tracing::debug!(group = ?self.group.kind, %error, "a revocation was not taken");
         }
     }
+}
+
+/// Whether the broker may say something else a moment later.
+fn is_passing(error: &KafkaError) -> bool {
+    !matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::GroupAuthorizationFailed
+                | Code::TopicAuthorizationFailed
+                | Code::UnknownTopic
+                | Code::UnknownTopicOrPartition
+        )
+    )
 }
 
 /// Where partitions end, as far as the broker says.

@@ -347,6 +347,10 @@ impl<'a> Reader<'a> {
         for gained in gained {
             self.open(gained);
         }
+        if self.consumer.context().is_astray() && !self.failed {
+            tracing::warn!(group = ?self.group.kind, "a consumer has partitions and does not know where to begin; it is made anew");
+            self.failed = true;
+        }
     }
 
     fn open(&mut self, gained: Gained) {

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use anywire::{Client, ErrorKind, Message, Provision, Result, Route, Router};
+use anywire::{Client, ErrorKind, Message, Provision, Result, Route, Router, Start, Subject};
 use anywire_conformance::rig::{Books, Seen, dead_letters, soon, until, until_async};
 use anywire_conformance::{BrokerControl as _, trials};
 use futures::future::join_all;
@@ -26,6 +26,7 @@ trials![
     members_that_vanish_or_stand_still_leave_their_work_to_the_others,
     a_window_that_is_full_of_what_nobody_confirms_refuses_the_rest,
     a_topic_of_replies_that_was_deleted_is_made_again,
+    an_event_for_later_whose_topic_is_gone_becomes_a_dead_letter,
 ];
 
 /// How long the broker may take to answer.
@@ -270,5 +271,34 @@ async fn a_topic_of_replies_that_was_deleted_is_made_again() {
     let deleted = deleted.delete_topics(&[topic.as_str()], &AdminOptions::new());
     deleted.await.unwrap().remove(0).unwrap();
     until_async("an answer", async || call().await.is_ok()).await;
+    app.shutdown().await.unwrap();
+}
+
+/// It is not acked for want of a place to go to: a broker that does not know of a topic may only just have started.
+async fn an_event_for_later_whose_topic_is_gone_becomes_a_dead_letter() {
+    // Whoever else is on a Kafka would help to move it.
+    let server = Server::start("").await.unwrap();
+    let (name, seen) = (unique("shop"), Seen::default());
+    let subject = format!("{name}.placed");
+    let router = Router::new().on_event(subject.as_str(), seen.handler());
+    let text = format!("url = {:?}\n{SOON}", server.url());
+    let app = configured(&name, &text).router(router).start();
+    let app = app.await.unwrap();
+    let client = app.client();
+    let emit = client.emit(subject.as_str(), &7);
+    emit.after(Duration::from_secs(4)).await.unwrap();
+    let deleted = admin(&server.url());
+    let deleted = deleted.delete_topics(&[subject.as_str()], &AdminOptions::new());
+    deleted.await.unwrap().remove(0).unwrap();
+
+    let letters = Subject::dead_letters("anywire.delay");
+    let letters = client.subscribe::<Message>(letters.as_str());
+    let mut letters = letters.start(Start::Earliest).await.unwrap();
+    let letter = soon("the dead letter", letters.next()).await;
+    let letter = letter.unwrap().unwrap();
+    assert_eq!(letter.message().payload(), "7");
+    let trail = letter.message().trail().unwrap();
+    assert_eq!(trail.subject.as_str(), subject);
+    assert_eq!(trail.group.as_deref(), Some("anywire.delay"));
     app.shutdown().await.unwrap();
 }
