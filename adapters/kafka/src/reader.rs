@@ -20,6 +20,7 @@ use crate::group::{Group, Kind};
 use crate::lane::{First, Lane, Route};
 use crate::member::{self, Gained, Member};
 use crate::names;
+use crate::producer;
 use crate::pulse::{self, Pulse};
 use crate::shelf::{Fresh, PartitionKey, Position, SubscriptionKey, Targets};
 use crate::wire;
@@ -749,7 +750,7 @@ impl<'a> Reader<'a> {
             self.group.told();
         }
         self.poll_consumer();
-        if self.consumer.context().owns_nothing() {
+        if !self.failed && self.consumer.context().owns_nothing() {
             // A member that has no partitions and is closed does not tell its group, which then waits for it until its
             // session is over. One that wants nothing any more does tell, when the group is in order.
             self.consumer.unsubscribe();
@@ -761,6 +762,11 @@ impl<'a> Reader<'a> {
         }
         // The queues hold the consumer, which waits for its group when it is dropped.
         self.lanes.clear();
+        if self.failed {
+            // One that has lost all brokers may wait for ever, and its successor must not.
+            let lost = self.consumer;
+            producer::apart(move || drop(lost));
+        }
     }
 }
 
