@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::Position;
 use crate::client::{Cause, Client, ClientCore};
 use crate::extract::StateMap;
 use crate::pattern::publish_subscribe::Native;
@@ -36,6 +37,7 @@ pub struct Context {
     pub(crate) native: Option<Native>,
     /// The directions of a streaming call.
     pub(crate) ends: Option<Arc<Ends>>,
+    pub(crate) position: Option<Position>,
     /// What the copies that handlers and layers hold share with the engine's own; not made for handlers that take none.
     shared: OnceLock<Arc<Shared>>,
 }
@@ -70,6 +72,7 @@ impl Context {
             deadline: None,
             native: None,
             ends: None,
+            position: None,
             first_failed: None,
             shared: OnceLock::new(),
         }
@@ -134,6 +137,13 @@ impl Context {
     #[must_use]
     pub fn native<T: std::any::Any>(&self) -> Option<&T> {
         self.native.as_ref().and_then(Native::downcast_ref)
+    }
+
+    /// Where the message stands in what its wire keeps: to be written down, and to [start](crate::Start::Position) from again.
+    /// `None` for a call, for a copy that was sent again, and where the wire keeps nothing.
+    #[must_use]
+    pub fn position(&self) -> Option<&Position> {
+        self.position.as_ref()
     }
 
     /// Fires when the message is settled, and when the grace of a shutdown has passed; not when a shutdown begins.
@@ -212,6 +222,7 @@ impl Clone for Context {
             deadline: self.deadline,
             native: self.native.clone(),
             ends: self.ends.clone(),
+            position: self.position.clone(),
             shared: OnceLock::from(Arc::clone(self.shared())),
         }
     }

@@ -109,6 +109,7 @@ pub mod memory;
 mod message;
 pub mod pattern;
 mod payload;
+mod position;
 mod random;
 mod remote;
 mod router;
@@ -156,10 +157,11 @@ pub use headers::{
 pub use layer::{Dispatch, DispatchError, Dispatcher, TowerLayer};
 pub use layer::{Layer, Next};
 pub use message::{Key, Message, MessageId, Trail};
-pub use pattern::publish_subscribe::{Guarantee, Order, Provision, Receipt, Start};
+pub use pattern::publish_subscribe::{Guarantee, Order, Provision, Receipt, Start, Until};
 #[cfg(feature = "protobuf")]
 pub use payload::Proto;
 pub use payload::{Encoded, FromPayload, Ignore, IntoPayload, Raw};
+pub use position::Position;
 pub use remote::RemoteError;
 pub use router::{Controller, HandlerInfo, HandlerKind, Route, Router};
 pub use secret::Secret;

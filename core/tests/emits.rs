@@ -444,3 +444,48 @@ async fn emits_that_never_wait_let_others_run() {
         assert!(other.is_finished(), "all at once: {all}");
     }
 }
+
+#[tokio::test]
+async fn an_event_for_later_is_handled_when_the_tests_clock_is_there() {
+    let at = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&at);
+    let note = move |order: u32, client: Client| {
+        let noted = Arc::clone(&noted);
+        async move {
+            noted.lock().push(order);
+            if order == 1 {
+                let hour = Duration::from_secs(60 * 60);
+                client.emit("shop.remind", &2).after(hour).await?;
+            }
+            Ok::<_, Failure>(())
+        }
+    };
+    let router = Router::new().on_event("shop.remind", note);
+    let test = TestApp::start(App::new("shop").router(router))
+        .await
+        .unwrap();
+    let (start, day) = (test.now(), Duration::from_secs(24 * 60 * 60));
+    test.emit_with(|client| client.emit("shop.remind", &1).after(day))
+        .await
+        .unwrap();
+    assert_eq!(*at.lock(), [1, 2]);
+    assert_eq!(test.now() - start, day + Duration::from_secs(60 * 60));
+    test.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn of_two_times_the_last_one_counts() {
+    let router = Router::new().on_event("shop.remind", ignore);
+    let test = TestApp::start(App::new("shop").router(router))
+        .await
+        .unwrap();
+    let (start, hour) = (test.now(), Duration::from_secs(60 * 60));
+    test.emit_with(|client| {
+        let emit = client.emit("shop.remind", &1);
+        emit.at(std::time::SystemTime::now() + 2 * hour).after(hour)
+    })
+    .await
+    .unwrap();
+    assert_eq!(test.now() - start, hour);
+    test.shutdown().await.unwrap();
+}

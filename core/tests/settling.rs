@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use anywire::memory::MemoryBroker;
 use anywire::pattern::publish_subscribe::{
-    Incoming, Received, Settle, SettleBatch, Spec, Store, Stored, Subscriber, SubscriptionId,
+    Incoming, Received, Settle, SettleBatch, Spec, Start, Store, Stored, Subscriber, SubscriptionId,
 };
 use anywire::pattern::{Batch, Progress, PullResult};
 use anywire::{App, Config, Error, Result, Router, async_trait};
@@ -80,6 +80,10 @@ impl Subscriber for Slow<Arc<dyn Subscriber>> {
 
     async fn stored(&self, group: &str) -> Result<Vec<Stored>, Error> {
         self.0.stored(group).await
+    }
+
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error> {
+        self.0.reset(subscription, start).await
     }
 }
 

@@ -299,6 +299,14 @@ async fn a_broker_that_does_not_answer_cannot_keep_the_shutdown_beyond_its_grace
         async fn stored(&self, group: &str) -> Result<Vec<Stored>, anywire::Error> {
             self.0.stored(group).await
         }
+
+        async fn reset(
+            &self,
+            subscription: &SubscriptionId,
+            start: &anywire::Start,
+        ) -> Result<(), anywire::Error> {
+            self.0.reset(subscription, start).await
+        }
     }
 
     #[anywire::async_trait]

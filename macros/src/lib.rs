@@ -99,7 +99,7 @@ pub fn controller(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// | `delivery` | `"at_least_once"`, `"at_most_once"` | the guarantee; default at least once |
 /// | `order` | `"none"`, `"key"`, `"key-in-group"` | of the messages of one key; default `"key"` |
 /// | `after_failure` | `"pass"`, `"hold"` | what a failed message does to those of its key; default `"pass"` |
-/// | `start` | `"earliest"`, `"latest"` | where a new group begins |
+/// | `start` | `"earliest"`, `"latest"`, a time such as `"2026-11-01T00:00:00Z"` | where a new group begins |
 /// | `transport` | string | the wire, by its name in the configuration |
 ///
 /// A duration is a number and a unit (`"200ms"`, `"5s"`, `"2m"`). Strings, numbers, durations and lists may be consts.

@@ -1,10 +1,10 @@
 //! The options of an attribute: which there are, what each takes, and where it makes no sense.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use proc_macro2::Span;
 use quote::format_ident;
-use syn::{Error, Expr, Ident, Lit, LitStr, Result};
+use syn::{Error, Expr, Ident, Lit, LitStr, Result, parse_quote};
 
 use crate::ast::{Setting, Value, bare};
 use crate::attr::{Kind, Written};
@@ -210,6 +210,11 @@ fn read_value(known: &Known, takes: &Takes, value: Expr) -> Result<Value> {
         },
         (Takes::Word(name, words), bare) => {
             let text = string(bare).ok_or_else(|| wrong(known, &value))?;
+            if known.key == "start"
+                && let Some(time) = time(text)
+            {
+                return Ok(Value::Written(time));
+            }
             word(known, name, words, text)
         }
         _ => Err(wrong(known, &value)),
@@ -227,6 +232,16 @@ fn duration(known: &Known, value: &Expr) -> Result<Duration> {
             example(known)
         );
         Error::new(text.span(), message)
+    })
+}
+
+/// A calendar time, where the text is one.
+fn time(text: &LitStr) -> Option<Expr> {
+    let time = humantime::parse_rfc3339(&text.value()).ok()?;
+    let since = time.duration_since(UNIX_EPOCH).ok()?;
+    let (seconds, nanos) = (since.as_secs(), since.subsec_nanos());
+    Some(parse_quote! {
+        ::anywire::Start::At(::std::time::UNIX_EPOCH + ::std::time::Duration::new(#seconds, #nanos))
     })
 }
 

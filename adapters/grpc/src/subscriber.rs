@@ -5,9 +5,10 @@ use std::task::{Context, Poll, ready};
 
 use anywire::pattern::publish_subscribe::{
     Incoming, Received, Settle, SettleBatch, Settlement, Spec, Store, Stored, Subscriber,
+    SubscriptionId, no_history,
 };
 use anywire::pattern::{Batch, Progress, PullResult, Pulled};
-use anywire::{Error, ErrorKind};
+use anywire::{Error, ErrorKind, Start};
 use async_trait::async_trait;
 
 use crate::desk::{Answer, Purpose};
@@ -33,12 +34,16 @@ impl GrpcSubscriber {
             // Core keeps keys apart, and refuses what is more.
             order: _,
             // Nothing is held, so that everything begins with what comes next.
-            start: _,
+            start,
+            until,
             window,
             // There is nothing to create, and nothing that keeps.
             provision: _,
             retention: _,
         } = spec;
+        if start.needs_history() || until.is_some() {
+            return Err(forgetful());
+        }
         let purpose = Purpose::Events(subscription.clone(), *guarantee);
         let part = Part::open(&self.connection, purpose, *window).await?;
         Ok(Box::new(GrpcIncoming { part }))
@@ -72,6 +77,17 @@ impl Subscriber for GrpcSubscriber {
         self.connection.check_open()?;
         Ok(Vec::new())
     }
+
+    async fn reset(&self, subscription: &SubscriptionId, _start: &Start) -> Result<(), Error> {
+        self.connection.check_open()?;
+        Err(forgetful().with_context("subscription", subscription))
+    }
+}
+
+fn forgetful() -> Error {
+    no_history(
+        "gRPC holds no events: what was handled is gone; keep the subject on a wire that replays, such as Kafka or NATS with JetStream",
+    )
 }
 
 /// The events of one subscription.

@@ -32,6 +32,7 @@ use crate::intake::Intake;
 use crate::names;
 use crate::publisher::{record, too_large};
 use crate::pulse::{self, Pulse};
+use crate::subscription::Begin;
 use crate::transport::Connection;
 use crate::window::{Report, Tally};
 use crate::wire::{self, Address, Sending};
@@ -560,7 +561,7 @@ impl KafkaResponder {
             catalog.create(&topic, &catalog.brief()).await?;
         }
         let id = SubscriptionId::new(names::SERVERS, pattern.clone());
-        let (group, seat) = connection.sit_down(&Kind::Servers, &id, *window, None)?;
+        let (group, seat) = connection.sit_down(&Kind::Servers, &id, *window, Begin::default())?;
         let intake = Intake::new(Arc::clone(&group), seat);
         let server = Arc::new(Server {
             connection: Arc::clone(connection),

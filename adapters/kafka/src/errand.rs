@@ -44,7 +44,16 @@ pub(crate) enum Errand {
 impl Errand {
     fn entry(&self, connection: &Connection, message: Message) -> Entry {
         match self {
-            Self::Home => Entry::new(message),
+            Self::Home => match message.trail().and_then(|trail| trail.due) {
+                None => Entry::new(message),
+                Some(due) => {
+                    let clock = &connection.settings.clock;
+                    let left = due.duration_since(clock.wall()).unwrap_or_default();
+                    // The reader has put the time there; an event that has not failed has no trail.
+                    let message = message.with_trail(None);
+                    Entry::new(message).with_not_before(Some(clock.now() + left))
+                }
+            },
             Self::DeadLetters(group) => {
                 metrics::counter!("anywire.kafka.stray_copies").increment(1);
                 let transport = &connection.settings.transport.name;

@@ -14,7 +14,7 @@ use anywire::pattern::publish_subscribe::SubscriptionId;
 use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 
 use crate::config::{KafkaConfig, Rule};
@@ -23,7 +23,7 @@ use crate::health::Health;
 use crate::names;
 use crate::reader;
 use crate::shelf::{News, SeatKey, Shelf};
-use crate::subscription::Bounds;
+use crate::subscription::{Begin, Bounds};
 
 /// Which consumer it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +34,8 @@ pub(crate) enum Kind {
     Fleeting(String),
     /// Events of this instance alone.
     Private,
+    /// Events of one subscription alone, which begins somewhere in what is kept.
+    Reader(u128),
     /// Calls.
     Servers,
     /// Events that wait for their time.
@@ -48,7 +50,12 @@ impl Kind {
 
     /// Whether there is a position to tell at all.
     pub(crate) fn commits(&self) -> bool {
-        *self != Self::Private
+        !self.is_private()
+    }
+
+    /// Whether it is thrown away with us.
+    pub(crate) fn is_private(&self) -> bool {
+        matches!(self, Self::Private | Self::Reader(_))
     }
 
     /// The group on the broker.
@@ -57,7 +64,9 @@ impl Kind {
             Self::Group(group) => group.clone(),
             // The same group would have its partitions divided among members that do not want the same.
             Self::Fleeting(group) => format!("{}fleeting.{group}", names::RESERVED),
-            Self::Private => format!("{}private.{:032x}", names::RESERVED, rand::random::<u128>()),
+            Self::Private | Self::Reader(_) => {
+                format!("{}private.{:032x}", names::RESERVED, rand::random::<u128>())
+            }
             Self::Servers => names::SERVERS.to_owned(),
             Self::Movers => names::MOVERS.to_owned(),
         }
@@ -90,9 +99,20 @@ pub(crate) struct Group {
     /// Topics that are known to match one of our expressions, before the library has looked.
     known: Mutex<BTreeSet<String>>,
     known_version: AtomicU64,
+    /// How far a reader is with partitions that it had, and where they ended at first.
+    pub(crate) marks: Mutex<FxHashMap<(Arc<str>, i32), Mark>>,
     thread: OnceLock<Thread>,
     stopping: AtomicBool,
     progress: watch::Sender<Progress>,
+}
+
+/// What is known of a partition that a reader has, or had.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// Where it goes on, where it has begun.
+    pub(crate) next: Option<i64>,
+    /// Where it ended when it was seen first.
+    pub(crate) end: Option<i64>,
 }
 
 /// How far the thread is.
@@ -120,7 +140,10 @@ impl Group {
     pub(crate) fn start(kind: Kind, settings: &Arc<Settings>) -> Result<Arc<Self>, Error> {
         let config = &settings.config;
         let id = kind.id();
-        let client = config.member(&settings.transport, &id, kind.is_static())?;
+        let mut client = config.member(&settings.transport, &id, kind.is_static())?;
+        if matches!(kind, Kind::Reader(_)) {
+            client.set("enable.partition.eof", "true");
+        }
         let bounds = Bounds {
             count: config.partition_window,
             bytes: config.fetch_bytes,
@@ -135,6 +158,7 @@ impl Group {
             born: Instant::now(),
             known: Mutex::default(),
             known_version: AtomicU64::new(0),
+            marks: Mutex::default(),
             thread: OnceLock::new(),
             stopping: AtomicBool::new(false),
             progress: watch::Sender::default(),
@@ -154,14 +178,14 @@ impl Group {
         Ok(group)
     }
 
-    /// Gives somebody a seat; `None` where the consumer is at its end. `skips` are the topics that are read from their end.
+    /// Gives somebody a seat; `None` where the consumer is at its end. `begin` is where in a topic that the group has never read.
     pub(crate) fn sit_down(
         &self,
         subscription: &SubscriptionId,
         window: usize,
-        skips: Option<FxHashSet<String>>,
+        begin: Begin,
     ) -> Option<SeatKey> {
-        let seat = self.shelf.lock().sit_down(subscription, window, skips);
+        let seat = self.shelf.lock().sit_down(subscription, window, begin);
         self.wake();
         seat
     }
@@ -215,7 +239,7 @@ impl Group {
             Kind::Group(group) if names::is_retry(topic) => names::is_retry_of(topic, group),
             Kind::Movers => names::is_delay(topic),
             Kind::Servers => false,
-            Kind::Group(_) | Kind::Fleeting(_) | Kind::Private => {
+            Kind::Group(_) | Kind::Fleeting(_) | Kind::Private | Kind::Reader(_) => {
                 let Some(subject) = names::subject(topic) else {
                     return;
                 };

@@ -83,6 +83,8 @@ pub(crate) struct Lane {
     pub(crate) first: Option<First>,
     /// What stands before this was there when the partition became ours.
     pub(crate) end: i64,
+    /// Whether a bounded read has read all of it.
+    pub(crate) done: bool,
     /// Where those begin who have come later.
     pub(crate) begins: Vec<(SubscriptionKey, i64)>,
 }

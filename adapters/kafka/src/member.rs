@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anywire::pattern::publish_subscribe::Start;
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -13,7 +14,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaRespErr;
 
-use crate::group::{Group, Kind};
+use crate::group::{Group, Kind, Mark};
+use crate::placed::{self, Answers};
 use crate::reader;
 use crate::shelf::{PartitionKey, Position};
 
@@ -50,6 +52,8 @@ pub(crate) struct Gained {
     pub(crate) key: PartitionKey,
     /// What stands before this was there when the partition became ours.
     pub(crate) end: i64,
+    /// Whether there is nothing before that which is still to be read.
+    pub(crate) done: bool,
 }
 
 impl Member {
@@ -147,23 +151,46 @@ impl Member {
             true => ends(consumer, list),
             false => None,
         };
+        let starts: Vec<Start> = committed
+            .elements()
+            .iter()
+            .flat_map(|place| self.places(place).unwrap_or_default())
+            .collect();
+        let answers = match starts.is_empty() {
+            true => None,
+            false => Answers::ask(consumer, list, &starts, PATIENCE)
+                .inspect_err(|error| tracing::warn!(group = ?self.group.kind, %error, "the broker does not say where a time is; all is read"))
+                .ok(),
+        };
         for place in committed.elements() {
             let (topic, number) = (place.topic(), place.partition());
-            let offset = match place.offset() {
-                Offset::Offset(offset) => Offset::Offset(offset),
+            let offset = if let Offset::Offset(offset) = place.offset() {
+                Offset::Offset(offset)
+            } else if place.error().is_err() {
                 // That does not say that it was never read.
-                _ if place.error().is_err() => Offset::Stored,
-                _ if self.skips(topic) => match end_of(ends.as_ref(), topic, number) {
+                Offset::Stored
+            } else if let Some(next) = self.goes_on(topic, number) {
+                Offset::Offset(next)
+            } else if self.skips(topic) {
+                match end_of(ends.as_ref(), topic, number) {
                     Some(end) => {
                         let end = Offset::Offset(end);
                         let _ = begun.add_partition_offset(topic, number, end);
                         end
                     }
                     None => Offset::End,
-                },
+                }
+            } else if let (Some(starts), Some(answers)) = (self.places(&place), &answers) {
+                let firsts = starts
+                    .iter()
+                    .map(|start| answers.first(start, topic, number));
+                let first = Offset::Offset(firsts.min().unwrap_or_default());
+                let _ = begun.add_partition_offset(topic, number, first);
+                first
+            } else {
                 // Not `Beginning`, which the library looks up partition by partition, and the first that it knows is
                 // waited for alone. Where the log begins later the library finds that out by itself.
-                _ => Offset::Offset(0),
+                Offset::Offset(0)
             };
             let _ = list.set_partition_offset(topic, number, offset);
         }
@@ -182,6 +209,43 @@ impl Member {
             && self.skips(place.topic())
     }
 
+    /// Where those begin who are interested in a partition, if it was never read and they say.
+    fn places(&self, place: &TopicPartitionListElem<'_>) -> Option<Vec<Start>> {
+        if matches!(place.offset(), Offset::Offset(_)) {
+            return None;
+        }
+        let targets = reader::interested(&self.group, place.topic());
+        self.group.shelf.lock().places(place.topic(), &targets)
+    }
+
+    /// Where a reader goes on with a partition that it had before.
+    fn goes_on(&self, topic: &str, number: i32) -> Option<i64> {
+        let marks = self.group.marks.lock();
+        marks.get(&(Arc::from(topic), number))?.next
+    }
+
+    /// Where a bounded read ends in a partition: where it ended when it was seen first.
+    fn bounds(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+    ) -> Option<TopicPartitionList> {
+        self.group.shelf.lock().bounded()?;
+        let ends = ends(consumer, list)?;
+        let mut marks = self.group.marks.lock();
+        let mut bounds = list.clone();
+        for place in list.elements() {
+            let (topic, number) = (place.topic(), place.partition());
+            let end = end_of(Some(&ends), topic, number);
+            let mark = marks
+                .entry((Arc::from(topic), number))
+                .or_insert(Mark { next: None, end });
+            let end = mark.end.map_or(Offset::Invalid, Offset::Offset);
+            let _ = bounds.set_partition_offset(topic, number, end);
+        }
+        Some(bounds)
+    }
+
     fn skips(&self, topic: &str) -> bool {
         let targets = reader::interested(&self.group, topic);
         self.group.shelf.lock().skips(topic, &targets)
@@ -191,12 +255,29 @@ impl Member {
         self.place(consumer, list);
         let ends = match self.group.kind {
             Kind::Servers => ends(consumer, list),
+            Kind::Reader(_) => self.bounds(consumer, list),
+            _ => None,
+        };
+        let begins = match (&self.group.kind, &ends) {
+            (Kind::Reader(_), Some(_)) => {
+                placed::edges(consumer, list, Offset::Beginning, PATIENCE).ok()
+            }
             _ => None,
         };
         let mut heard = self.heard.lock();
         for place in list.elements() {
             let (topic, number) = (Arc::<str>::from(place.topic()), place.partition());
-            let end = end_of(ends.as_ref(), &topic, number).unwrap_or_default();
+            let unknown = match self.group.kind {
+                Kind::Reader(_) => i64::MAX,
+                _ => 0,
+            };
+            let end = end_of(ends.as_ref(), &topic, number).unwrap_or(unknown);
+            let first = match place.offset() {
+                Offset::Offset(first) => first,
+                _ => 0,
+            };
+            let oldest = end_of(begins.as_ref(), &topic, number).unwrap_or_default();
+            let done = first.max(oldest) >= end;
             let key = self.group.shelf.lock().gain(&topic, number);
             heard.ours.push((Arc::clone(&topic), number, key));
             heard.gained.push(Gained {
@@ -204,6 +285,7 @@ impl Member {
                 number,
                 key,
                 end,
+                done,
             });
         }
         drop(heard);
@@ -226,7 +308,17 @@ impl Member {
             });
             let Some(at) = at else { continue };
             let (_, _, key) = heard.ours.swap_remove(at);
-            last.extend(self.group.shelf.lock().lose(key));
+            let lost = self.group.shelf.lock().lose(key);
+            if let (Kind::Reader(_), Some(position)) = (&self.group.kind, &lost) {
+                let partition = (Arc::clone(&position.topic), position.number);
+                let mut marks = self.group.marks.lock();
+                let mark = marks.entry(partition).or_insert(Mark {
+                    next: None,
+                    end: None,
+                });
+                mark.next = Some(position.offset);
+            }
+            last.extend(lost);
             heard.gained.retain(|gained| gained.key != key);
             heard.lost.push(key);
         }

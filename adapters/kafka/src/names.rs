@@ -102,6 +102,29 @@ impl Rung {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Self::Power(seconds.next_power_of_two().trailing_zeros().min(TOP))
     }
+
+    /// The highest rung that is not above `wait`, or the lowest. What waits on a rung of its own length is in the order of its
+    /// time, so that nobody waits behind one who has more of it.
+    pub(crate) fn below(wait: std::time::Duration) -> Self {
+        Self::Power(wait.as_secs().max(1).ilog2().min(TOP))
+    }
+
+    /// How long it lasts.
+    pub(crate) fn length(self) -> std::time::Duration {
+        match self {
+            Self::Now => std::time::Duration::ZERO,
+            Self::Power(power) => std::time::Duration::from_secs(1 << power),
+        }
+    }
+
+    /// The rungs below it, on which the rest of a wait is spent.
+    pub(crate) fn lower(self) -> impl Iterator<Item = Self> {
+        let top = match self {
+            Self::Now => 0,
+            Self::Power(power) => power,
+        };
+        (0..top).map(Self::Power)
+    }
 }
 
 impl std::fmt::Display for Rung {

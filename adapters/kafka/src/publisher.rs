@@ -17,6 +17,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
 use rustc_hash::FxHashSet;
 
+use crate::catalog::Wanted;
 use crate::errors;
 use crate::names::{self, Rung};
 use crate::producer::Native;
@@ -221,10 +222,12 @@ impl Round {
                     let kind = PlaceKind::Home;
                     return Address::Unknown(Place { topic, kind });
                 }
-                (
-                    Cow::Owned(names::delay(Rung::of(wait))),
-                    delayed(message, due),
-                )
+                let rung = Rung::below(wait);
+                let mut sending = delayed(message, due);
+                // It goes on to a lower rung then.
+                let until = (rung.length() < wait).then(|| rung.length());
+                sending.until = until.map(|wait| connection.settings.clock.wall() + wait);
+                (Cow::Owned(names::delay(rung)), sending)
             }
             (Target::Subscription(subscription), wait) => {
                 let Some(group) = &subscription.group else {
@@ -392,7 +395,12 @@ impl Round {
             let found = match place.kind {
                 PlaceKind::Home => catalog.find(entry.message.subject(), &place.topic).await,
                 PlaceKind::Own(kept) => {
-                    let made = catalog.create(&place.topic, &catalog.small(kept)).await;
+                    let small = catalog.small(kept);
+                    let made = match entry.target {
+                        // Who moves must have them all when the first is due: a group takes its time for a new topic.
+                        Target::Subject => self.make_rungs(entry, &small).await,
+                        Target::Subscription(_) => catalog.create(&place.topic, &small).await,
+                    };
                     if made.is_ok() && names::is_delay(&place.topic) {
                         self.connection.start_moving();
                     }
@@ -406,6 +414,16 @@ impl Round {
                 found => return found,
             }
         }
+    }
+
+    /// Makes the topics in which an event waits.
+    async fn make_rungs(&self, entry: &Entry, like: &Wanted) -> Result<(), Error> {
+        let now = self.connection.settings.clock.now();
+        let due = entry.not_before.unwrap_or(now);
+        let first = Rung::below(due.saturating_duration_since(now));
+        let rungs = first.lower().chain([first]).map(names::delay);
+        let made = rungs.map(async |topic| self.connection.catalog.create(&topic, like).await);
+        join_all(made).await.into_iter().collect()
     }
 
     /// What becomes of an entry that has nowhere to go.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anywire::Pattern;
+use anywire::{Pattern, Trail};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -123,6 +123,7 @@ impl<'a> Reader<'a> {
             let mut busy = self.poll_consumer();
             busy |= self.read();
             busy |= self.hand_over();
+            self.finish_bounded();
             self.tell_positions();
             self.feel_pulse();
             if self.retires() {
@@ -196,7 +197,7 @@ impl<'a> Reader<'a> {
     fn begin(&self, lane: &mut Lane, before: &Targets) {
         let keys = lane.keys.clone();
         lane.begins.retain(|(key, _)| keys.contains(key));
-        if self.group.kind != Kind::Private {
+        if !self.group.kind.is_private() {
             return;
         }
         let new = keys.iter().filter(|key| !before.contains(*key));
@@ -224,7 +225,11 @@ impl<'a> Reader<'a> {
             return false;
         }
         let since = *self.idle.get_or_insert_with(Instant::now);
-        since.elapsed() > IDLE && self.group.shelf.lock().retire()
+        let idle = match self.group.kind {
+            Kind::Reader(_) => Duration::ZERO,
+            _ => IDLE,
+        };
+        since.elapsed() >= idle && self.group.shelf.lock().retire()
     }
 
     /// The topics and expressions of all subscriptions.
@@ -313,6 +318,9 @@ impl<'a> Reader<'a> {
     }
 
     fn complain(&mut self, error: &KafkaError) {
+        if matches!(error, KafkaError::PartitionEOF(_)) {
+            return;
+        }
         let group = &self.group.kind;
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
             tracing::error!(?group, %error, "a consumer is of no use any more and is made anew");
@@ -352,6 +360,7 @@ impl<'a> Reader<'a> {
             number,
             key,
             end,
+            done,
         } = gained;
         let queue = split(self.group, &self.consumer, &topic, number);
         let mut lane = Lane {
@@ -364,6 +373,7 @@ impl<'a> Reader<'a> {
             queue,
             first: None,
             end,
+            done,
             begins: Vec::new(),
         };
         self.aim(&mut lane);
@@ -417,6 +427,7 @@ impl<'a> Reader<'a> {
                         self.sort(&record);
                         return true;
                     }
+                    Some(Err(KafkaError::PartitionEOF(_))) => self.reach_end(at),
                     Some(Err(error)) => self.complain(&error),
                     None => break,
                 }
@@ -426,6 +437,28 @@ impl<'a> Reader<'a> {
             }
         }
         busy
+    }
+
+    /// There is nothing more in the partition of a lane for now.
+    fn reach_end(&mut self, at: usize) {
+        if let Some(lane) = self.lanes.get_mut(at) {
+            lane.done = true;
+        }
+    }
+
+    /// Ends a bounded read that has read all of its partitions.
+    fn finish_bounded(&mut self) {
+        if !self.fresh.is_empty() || self.lanes.iter().any(|lane| !lane.done) {
+            return;
+        }
+        let mut shelf = self.group.shelf.lock();
+        let is_ours = |topic: &String| self.lanes.iter().any(|lane| *lane.topic == **topic);
+        let all = shelf
+            .bounded()
+            .is_some_and(|topics| topics.iter().all(is_ours));
+        if all && !shelf.is_finished() {
+            shelf.finish();
+        }
     }
 
     /// Lets the first record of a lane go, if its time has come; `false` where it still waits.
@@ -466,6 +499,14 @@ impl<'a> Reader<'a> {
         let Some(lane) = self.lanes.get_mut(at) else {
             return;
         };
+        if matches!(self.group.kind, Kind::Reader(_)) && self.group.shelf.lock().bounded().is_some()
+        {
+            let is_late = record.offset() >= lane.end;
+            lane.done |= record.offset() + 1 >= lane.end;
+            if is_late {
+                return;
+            }
+        }
         let unknown;
         let (subject, carrier) = match &lane.route {
             Route::Subject(subject) => (subject, false),
@@ -480,7 +521,17 @@ impl<'a> Reader<'a> {
             }
             Route::Foreign => return,
         };
-        let read = wire::read(record, subject, carrier, clock);
+        let mut read = wire::read(record, subject, carrier, clock);
+        if matches!(lane.route, Route::Delayed)
+            && let Some(until) = read.until
+            && let Some(due) = read.due.filter(|due| until < *due)
+        {
+            // Whoever moves it sends it on for the rest.
+            let mut trail = Trail::new(read.message.subject().clone());
+            trail.due = Some(due);
+            read.message = read.message.with_trail(trail);
+            read.due = Some(until).filter(|until| *until > clock.wall());
+        }
         let targets: Targets = match (&lane.route, &read.to) {
             (Route::Packed(..), _) => {
                 let subject = read.message.subject();
@@ -737,7 +788,7 @@ fn topics(kind: &Kind, pattern: &Pattern, rules: &[Rule]) -> Vec<String> {
     match kind {
         Kind::Servers => return names::calls(pattern).into_iter().collect(),
         Kind::Movers => return vec![names::delays()],
-        Kind::Group(_) | Kind::Fleeting(_) | Kind::Private => {}
+        Kind::Group(_) | Kind::Fleeting(_) | Kind::Private | Kind::Reader(_) => {}
     }
     let mut wanted = Vec::new();
     for rule in rules {

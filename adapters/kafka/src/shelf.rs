@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use anywire::pattern::publish_subscribe::{Received, SubscriptionId};
+use anywire::pattern::publish_subscribe::{Received, Start, SubscriptionId};
 use anywire::pattern::{Batch, Tag};
 use anywire::{Message, Pattern, Trail};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::subscription::{Arrived, Bounds, Held, Seat, Subscription};
+use crate::names;
+use crate::subscription::{Arrived, Begin, Bounds, Held, Seat, Subscription};
 use crate::watermark::{Ticket, Watermark};
 
 /// The partitions of a consumer, and the subscriptions that share it.
@@ -42,6 +43,8 @@ pub(crate) struct Shelf {
     interrupted: bool,
     /// Who gets the copies for those who are not here.
     strays: Option<SubscriptionKey>,
+    /// Whether nothing more is read: a bounded read has come to its end.
+    finished: bool,
 }
 
 /// Names a subscription of a shelf, for ever.
@@ -60,6 +63,24 @@ struct Partition {
     topic: Arc<str>,
     number: i32,
     watermark: Watermark,
+}
+
+impl Partition {
+    /// Where a record stands; a copy that was sent again stands nowhere.
+    fn position_of(&self, arrived: &Arrived) -> Option<anywire::Position> {
+        if names::is_retry(&self.topic) {
+            return None;
+        }
+        let (part, number) = (
+            u32::try_from(self.number).ok()?,
+            u64::try_from(arrived.offset).ok()?,
+        );
+        let position = anywire::Position::new(Arc::clone(&self.topic), part, number);
+        Some(match arrived.message.timestamp() {
+            Some(time) => position.with_time(time),
+            None => position,
+        })
+    }
 }
 
 /// A record that was read.
@@ -120,6 +141,7 @@ impl Shelf {
             retired: false,
             interrupted: false,
             strays: None,
+            finished: false,
         }
     }
 
@@ -130,7 +152,7 @@ impl Shelf {
         &mut self,
         id: &SubscriptionId,
         window: usize,
-        skips: Option<FxHashSet<String>>,
+        begin: Begin,
     ) -> Option<SeatKey> {
         if self.retired || self.closed {
             return None;
@@ -140,23 +162,23 @@ impl Shelf {
         let known = all.find(|(_, other)| id.group.is_some() && other.id == *id);
         let known = known.map(|(key, _)| key);
         drop(all);
-        let key = known.unwrap_or_else(|| self.enlist(id, skips));
+        let key = known.unwrap_or_else(|| self.enlist(id, begin));
         self.seat_at(key, window)
     }
 
     /// Gives a seat to whoever takes the copies for those who are not here; nobody else notices that one.
     pub(crate) fn sit_for_strays(&mut self, id: &SubscriptionId, window: usize) -> Option<SeatKey> {
-        let key = self.enlist(id, None);
+        let key = self.enlist(id, Begin::default());
         self.strays = Some(key);
         self.seat_at(key, window)
     }
 
-    fn enlist(&mut self, id: &SubscriptionId, skips: Option<FxHashSet<String>>) -> SubscriptionKey {
+    fn enlist(&mut self, id: &SubscriptionId, begin: Begin) -> SubscriptionKey {
         self.serial += 1;
         let key = SubscriptionKey(self.serial);
         let subscription = Subscription {
             id: id.clone(),
-            skips,
+            begin,
             ready: VecDeque::new(),
             ready_bytes: 0,
             left: None,
@@ -319,10 +341,41 @@ impl Shelf {
     pub(crate) fn skips(&self, topic: &str, targets: &[SubscriptionKey]) -> bool {
         let skips = |key: &SubscriptionKey| {
             let subscription = self.subscriptions.get(key);
-            let skips = subscription.and_then(|subscription| subscription.skips.as_ref());
+            let skips = subscription.and_then(|subscription| subscription.begin.skips.as_ref());
             skips.is_some_and(|known| known.contains(topic))
         };
         !targets.is_empty() && targets.iter().all(skips)
+    }
+
+    /// Where those begin who are interested in a topic that the group has never read; `None` where one of them wants all of it.
+    pub(crate) fn places(&self, topic: &str, targets: &[SubscriptionKey]) -> Option<Vec<Start>> {
+        let mut places = Vec::new();
+        for key in targets {
+            let begin = &self.subscriptions.get(key)?.begin;
+            let skips = begin.skips.as_ref();
+            match &begin.place {
+                Some(place) => places.push(place.clone()),
+                None if skips.is_some_and(|known| known.contains(topic)) => {}
+                None => return None,
+            }
+        }
+        (!places.is_empty()).then_some(places)
+    }
+
+    /// The topics of a bounded read.
+    pub(crate) fn bounded(&self) -> Option<&[String]> {
+        let mut all = self.subscriptions.values();
+        all.find_map(|subscription| subscription.begin.bounded.as_deref())
+    }
+
+    /// Nothing more is read: who has taken everything has come to the end.
+    pub(crate) fn finish(&mut self) {
+        self.finished = true;
+        self.subscriptions.values_mut().for_each(Subscription::wake);
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished
     }
 
     // The reader.
@@ -413,6 +466,7 @@ impl Shelf {
                 subscription.ready.push_back(Arrived {
                     message: message.clone(),
                     partition: at,
+                    offset,
                     ticket,
                 });
                 if woken.last() != Some(key) {
@@ -554,16 +608,27 @@ impl Shelf {
             && let Some(arrived) = subscription.ready.pop_front()
         {
             subscription.ready_bytes -= arrived.message.byte_len();
+            let position = self
+                .partitions
+                .get(&arrived.partition)
+                .and_then(|partition| partition.position_of(&arrived));
             if self.early {
                 let nothing_to_settle = Tag { slot: 0, epoch: 0 };
-                batch.push(Received::new(arrived.message, nothing_to_settle));
+                let mut received = Received::new(arrived.message, nothing_to_settle);
+                received.position = position;
+                batch.push(received);
                 continue;
             }
             *serial += 1;
             let (message, serial) = (arrived.message.clone(), *serial);
             let slot = seat.held.insert(Held { serial, arrived }) as u64;
             let epoch = serial;
-            batch.push(Received::new(message, Tag { slot, epoch }));
+            let mut received = Received::new(message, Tag { slot, epoch });
+            received.position = position;
+            batch.push(received);
+        }
+        if self.finished && batch.is_empty() && subscription.ready.is_empty() {
+            return None;
         }
         if batch.is_empty()
             && !seat
@@ -686,8 +751,8 @@ mod tests {
     #[test]
     fn the_position_waits_for_all_who_share_a_message() {
         let mut desk = Desk::new();
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.put(0, &[one, other]);
         let (mine, theirs) = (desk.pull(one), desk.pull(other));
         assert_eq!(desk.position(), Some(0));
@@ -700,7 +765,7 @@ mod tests {
     #[test]
     fn a_window_is_never_exceeded_and_a_tag_settles_once() {
         let mut desk = Desk::new();
-        let seat = desk.shelf.sit_down(&id("a"), 2, None).unwrap();
+        let seat = desk.shelf.sit_down(&id("a"), 2, Begin::default()).unwrap();
         (0..4).for_each(|offset| drop(desk.put(offset, &[seat])));
         let pulled = desk.pull(seat);
         assert_eq!(offsets(&pulled), [0, 1]);
@@ -715,7 +780,7 @@ mod tests {
     #[test]
     fn what_is_returned_comes_before_what_was_behind_it() {
         let mut desk = Desk::new();
-        let seat = desk.shelf.sit_down(&id("a"), 3, None).unwrap();
+        let seat = desk.shelf.sit_down(&id("a"), 3, Begin::default()).unwrap();
         (0..4).for_each(|offset| drop(desk.put(offset, &[seat])));
         let pulled = desk.pull(seat);
         for at in [1, 0, 2] {
@@ -727,7 +792,7 @@ mod tests {
     #[test]
     fn what_a_lost_partition_brought_is_stale_and_dropped() {
         let mut desk = Desk::new();
-        let seat = desk.shelf.sit_down(&id("a"), 2, None).unwrap();
+        let seat = desk.shelf.sit_down(&id("a"), 2, Begin::default()).unwrap();
         (0..4).for_each(|offset| drop(desk.put(offset, &[seat])));
         let pulled = desk.pull(seat);
         desk.shelf.settle(seat, pulled[0].1, true).unwrap();
@@ -747,7 +812,7 @@ mod tests {
     #[test]
     fn an_offset_that_was_passed_is_read_again_with_all_behind_it() {
         let mut desk = Desk::new();
-        let seat = desk.shelf.sit_down(&id("a"), 2, None).unwrap();
+        let seat = desk.shelf.sit_down(&id("a"), 2, Begin::default()).unwrap();
         (5..8).for_each(|offset| assert!(desk.put(offset, &[seat]).is_empty()));
         let pulled = desk.pull(seat);
         assert_eq!(desk.put(3, &[seat]), [(desk.partition, 3)]);
@@ -762,7 +827,7 @@ mod tests {
     #[test]
     fn what_is_not_done_below_an_offset_that_was_passed_is_read_again() {
         let mut desk = Desk::new();
-        let seat = desk.shelf.sit_down(&id("a"), 4, None).unwrap();
+        let seat = desk.shelf.sit_down(&id("a"), 4, Begin::default()).unwrap();
         (5..9).for_each(|offset| assert!(desk.put(offset, &[seat]).is_empty()));
         let pulled = desk.pull(seat);
         desk.shelf.settle(seat, pulled[0].1, true).unwrap();
@@ -773,8 +838,8 @@ mod tests {
     #[test]
     fn who_leaves_while_others_stay_finds_everything_on_coming_back() {
         let mut desk = Desk::new();
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.put(0, &[one, other]);
         desk.shelf.leave(one);
         assert_eq!(desk.shelf.entitled().count(), 2);
@@ -783,7 +848,7 @@ mod tests {
             desk.shelf.settle(other, tag, true).unwrap();
         }
         assert_eq!(desk.position(), Some(0), "it is not everybody's");
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
         assert_eq!(offsets(&desk.pull(one)), [0, 1]);
     }
 
@@ -791,8 +856,8 @@ mod tests {
     fn what_they_had_who_left_for_good_is_for_whoever_takes_the_strays() {
         let mut desk = Desk::new();
         let strays = desk.shelf.sit_for_strays(&id(">"), 9).unwrap();
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.put(0, &[one, other]);
         desk.shelf.leave(one);
         for (_, tag) in desk.pull(other) {
@@ -819,8 +884,8 @@ mod tests {
     #[test]
     fn who_leaves_last_takes_nothing_for_handled() {
         let mut desk = Desk::new();
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.put(0, &[one, other]);
         let theirs = desk.pull(other);
         for seat in [one, other] {
@@ -838,17 +903,17 @@ mod tests {
     fn nobody_is_waited_for_before_somebody_is_there_to_wait() {
         let mut desk = Desk::new();
         let patience = Duration::from_secs(60);
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.put(0, &[one]);
         desk.shelf.leave(one);
         let key = one.subscription;
         desk.shelf.subscriptions.get_mut(&key).unwrap().left = Instant::now().checked_sub(patience);
         desk.shelf.close_seat(other);
         desk.shelf.bury(patience);
-        desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.shelf.bury(patience);
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
         assert_eq!(offsets(&desk.pull(one)), [0]);
     }
 
@@ -857,8 +922,8 @@ mod tests {
         let mut shelf = Shelf::new(BOUNDS, false, false);
         let partition = shelf.gain(&"a".into(), 0);
         let mut desk = Desk { shelf, partition };
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         let targets = [other.subscription];
         for offset in 0..4 {
             desk.put(offset, &[one, other]);
@@ -883,7 +948,7 @@ mod tests {
             false,
         );
         let partition = shelf.gain(&Arc::from("topic"), 0);
-        let seat = shelf.sit_down(&id("a"), 2, None).unwrap();
+        let seat = shelf.sit_down(&id("a"), 2, Begin::default()).unwrap();
         assert_eq!(shelf.room(partition, &[seat.subscription]), 2);
     }
 
@@ -891,7 +956,8 @@ mod tests {
     fn two_without_a_group_get_a_copy_each() {
         let mut desk = Desk::new();
         let private = SubscriptionId::broadcast(Pattern::parse("a").unwrap());
-        let [one, other] = [(); 2].map(|()| desk.shelf.sit_down(&private, 9, None).unwrap());
+        let [one, other] =
+            [(); 2].map(|()| desk.shelf.sit_down(&private, 9, Begin::default()).unwrap());
         desk.put(0, &[one, other]);
         assert_eq!(offsets(&desk.pull(one)), [0]);
         assert_eq!(offsets(&desk.pull(other)), [0]);
@@ -900,8 +966,8 @@ mod tests {
     #[test]
     fn two_of_one_identity_share_and_one_that_leaves_hands_over() {
         let mut desk = Desk::new();
-        let one = desk.shelf.sit_down(&id("a"), 1, None).unwrap();
-        let other = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 1, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
         assert_eq!(one.subscription, other.subscription);
         (0..3).for_each(|offset| drop(desk.put(offset, &[one])));
         assert_eq!(offsets(&desk.pull(one)), [0]);
@@ -914,7 +980,7 @@ mod tests {
     #[test]
     fn without_a_broker_what_is_held_goes_stale_and_comes_again_with_one() {
         let mut desk = Desk::new();
-        let seat = desk.shelf.sit_down(&id("a"), 1, None).unwrap();
+        let seat = desk.shelf.sit_down(&id("a"), 1, Begin::default()).unwrap();
         (0..2).for_each(|offset| drop(desk.put(offset, &[seat])));
         let held = desk.pull(seat);
         desk.shelf.interrupt();
@@ -933,7 +999,7 @@ mod tests {
         let mut desk = Desk::new();
         let strays = desk.shelf.sit_for_strays(&id(">"), 9).unwrap();
         assert_eq!(desk.shelf.subscriptions().count(), 0);
-        let seat = desk.shelf.sit_down(&id(">"), 9, None).unwrap();
+        let seat = desk.shelf.sit_down(&id(">"), 9, Begin::default()).unwrap();
         assert_ne!(seat.subscription, strays.subscription);
         desk.put(0, &[strays]);
         assert!(desk.pull(seat).is_empty());
@@ -945,8 +1011,8 @@ mod tests {
     #[test]
     fn what_nobody_finished_keeps_the_position_where_it_is() {
         let mut desk = Desk::new();
-        let one = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let other = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let one = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let other = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         desk.put(0, &[one, other]);
         desk.shelf.leave(one);
         let theirs = desk.pull(other);
@@ -967,8 +1033,8 @@ mod tests {
     #[test]
     fn a_slow_subscription_stops_its_siblings_a_window_ahead() {
         let mut desk = Desk::new();
-        let slow = desk.shelf.sit_down(&id("a"), 9, None).unwrap();
-        let fast = desk.shelf.sit_down(&id("*"), 9, None).unwrap();
+        let slow = desk.shelf.sit_down(&id("a"), 9, Begin::default()).unwrap();
+        let fast = desk.shelf.sit_down(&id("*"), 9, Begin::default()).unwrap();
         let targets = [slow.subscription, fast.subscription];
         let mut offset = 0;
         while desk.shelf.room(desk.partition, &targets) > 0 {

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anywire::pattern::publish_subscribe::{
-    Guarantee, Incoming, Provision, Spec, Start, Store, Stored, Subscriber,
+    Guarantee, Incoming, Provision, Spec, Start, Store, Stored, Subscriber, SubscriptionId, Until,
 };
-use anywire::{Error, Pattern, Subject};
+use anywire::{Error, ErrorKind, Pattern, Subject};
 use async_trait::async_trait;
 use futures::future::join_all;
 
+use crate::errors;
 use crate::group::{Group, Kind};
 use crate::intake::Intake;
 use crate::names;
+use crate::reset;
+use crate::subscription::Begin;
 use crate::transport::Connection;
 
 /// How long a consumer may take to get its partitions.
@@ -37,6 +40,7 @@ impl KafkaSubscriber {
             guarantee,
             order: _,
             start,
+            until,
             window,
             provision: _,
             retention: _,
@@ -44,14 +48,31 @@ impl KafkaSubscriber {
         let connection = &self.connection;
         connection.check_open()?;
         let kind = match (&subscription.group, guarantee) {
+            (None, _) if *start != Start::Latest || until.is_some() => Kind::Reader(rand::random()),
             (None, _) => Kind::Private,
             (Some(group), Guarantee::AtLeastOnce) => Kind::Group(group.to_string()),
             (Some(group), Guarantee::AtMostOnce) => Kind::Fleeting(group.to_string()),
         };
         let rules = &connection.settings.rules;
         let topics = connection.catalog.matching(&subscription.pattern, rules);
-        let skips = (*start == Start::Latest).then(|| topics.iter().cloned().collect());
-        let (group, seat) = connection.sit_down(&kind, subscription, *window, skips)?;
+        check_place(start, &topics)?;
+        let bounded = match until {
+            None => None,
+            Some(Until::Now) => Some(topics.clone()),
+            Some(_) => {
+                let text = "this adapter does not know how to end a read there";
+                return Err(Error::new(ErrorKind::Unsupported, text));
+            }
+        };
+        let begin = Begin {
+            skips: (*start == Start::Latest).then(|| topics.iter().cloned().collect()),
+            place: start.needs_history().then(|| start.clone()),
+            bounded,
+        };
+        let (group, seat) = connection.sit_down(&kind, subscription, *window, begin)?;
+        if until.is_some() && topics.is_empty() {
+            group.shelf.lock().finish();
+        }
         Ok(Opened {
             intake: Intake::new(Arc::clone(&group), seat),
             group,
@@ -97,6 +118,18 @@ impl KafkaSubscriber {
     }
 }
 
+/// A position of something else would begin anywhere.
+fn check_place(start: &Start, topics: &[String]) -> Result<(), Error> {
+    match start {
+        Start::Position(position) if !topics.iter().any(|topic| topic == position.place()) => {
+            Err(Error::config(
+                "the position is of another topic or another wire; take one that a delivery of this subscription gave",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 struct Opened {
     intake: Intake,
     group: Arc<Group>,
@@ -125,7 +158,8 @@ impl Subscriber for KafkaSubscriber {
         }));
         let provided = provided.await;
         // Who begins with what is new must know what is there.
-        let looked = match specs.iter().any(|spec| spec.start == Start::Latest) {
+        let looks = |spec: &Spec| spec.start != Start::Earliest || spec.until.is_some();
+        let looked = match specs.iter().any(looks) {
             true => self.connection.catalog.look().await,
             false => Ok(()),
         };
@@ -134,7 +168,7 @@ impl Subscriber for KafkaSubscriber {
         let each = specs.iter().zip(provided);
         let opened: Vec<_> = each
             .map(|(spec, provided)| match provided {
-                Ok(()) if spec.start == Start::Latest && !is_known => Err(why()),
+                Ok(()) if looks(spec) && !is_known => Err(why()),
                 Ok(()) => self.open(spec),
                 Err(error) => Err(error),
             })
@@ -177,5 +211,20 @@ impl Subscriber for KafkaSubscriber {
         self.connection.check_open()?;
         // A group has positions in topics; which patterns brought it there is not written anywhere.
         Ok(Vec::new())
+    }
+
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error> {
+        self.connection.check_open()?;
+        self.connection.catalog.look().await?;
+        let rules = &self.connection.settings.rules;
+        let catalog = &self.connection.catalog;
+        let topics = catalog.matching(&subscription.pattern, rules);
+        check_place(start, &topics)?;
+        let settings = Arc::clone(&self.connection.settings);
+        let (id, start) = (subscription.clone(), start.clone());
+        let moving =
+            tokio::task::spawn_blocking(move || reset::run(&settings, &id, &topics, &start));
+        let moved = moving.await;
+        moved.unwrap_or_else(|_| Err(errors::closed()))
     }
 }

@@ -5,7 +5,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use anywire::Message;
-use anywire::pattern::publish_subscribe::SubscriptionId;
+use anywire::pattern::publish_subscribe::{Start, SubscriptionId};
 use rustc_hash::FxHashSet;
 use slab::Slab;
 
@@ -19,12 +19,22 @@ pub(crate) struct Bounds {
     pub(crate) bytes: usize,
 }
 
+/// Where somebody begins in a topic that its group has never read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Begin {
+    /// The topics that were there already when it began with what is new.
+    pub(crate) skips: Option<FxHashSet<String>>,
+    /// A time or a position; else the earliest.
+    pub(crate) place: Option<Start>,
+    /// For a bounded read, the topics that it reads.
+    pub(crate) bounded: Option<Vec<String>>,
+}
+
 /// Somebody who wants messages of a group.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     pub(crate) id: SubscriptionId,
-    /// The topics that were there already when it began with what is new.
-    pub(crate) skips: Option<FxHashSet<String>>,
+    pub(crate) begin: Begin,
     pub(crate) ready: VecDeque<Arrived>,
     pub(crate) ready_bytes: usize,
     /// Since when it has had no seat, though others of its group have.
@@ -54,6 +64,7 @@ pub(crate) struct Held {
 pub(crate) struct Arrived {
     pub(crate) message: Message,
     pub(crate) partition: PartitionKey,
+    pub(crate) offset: i64,
     pub(crate) ticket: Ticket,
 }
 

@@ -16,7 +16,6 @@ use anywire::{Capabilities, DeliveryCount, Error, Limits, OrderScope, Pattern, S
 use async_trait::async_trait;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
 use tokio::sync::{OnceCell, watch};
 
 use crate::calls::{KafkaRequester, KafkaResponder, Replies};
@@ -33,6 +32,7 @@ use crate::producer::{self, Producer};
 use crate::publisher::KafkaPublisher;
 use crate::shelf::SeatKey;
 use crate::subscriber::KafkaSubscriber;
+use crate::subscription::Begin;
 use crate::window::Window;
 
 /// How often the brokers are looked at while all is well: a connection that died in silence is noticed within 25 s.
@@ -266,19 +266,21 @@ impl Connection {
         kind: &Kind,
         subscription: &SubscriptionId,
         window: usize,
-        skips: Option<FxHashSet<String>>,
+        begin: Begin,
     ) -> Result<(Arc<Group>, SeatKey), Error> {
         let mut groups = self.groups.lock();
         // A close that came before has ended everybody, and nobody must come after it.
         self.check_open()?;
         if let Some(group) = groups.get(kind)
-            && let Some(seat) = group.sit_down(subscription, window, skips.clone())
+            && let Some(seat) = group.sit_down(subscription, window, begin.clone())
         {
             return Ok((Arc::clone(group), seat));
         }
+        // Each of these is for one reader, and nobody comes back to it.
+        groups.retain(|kind, group| !matches!(kind, Kind::Reader(_)) || !group.is_stopping());
         let group = Group::start(kind.clone(), &self.settings)?;
         self.catalog.tell(&group);
-        let seat = group.sit_down(subscription, window, skips);
+        let seat = group.sit_down(subscription, window, begin);
         let seat = seat.ok_or_else(errors::closed)?;
         if let Kind::Group(name) = kind {
             let strays = SubscriptionId::new(name.as_str(), subscription.pattern.clone());
@@ -313,7 +315,7 @@ impl Connection {
             return;
         };
         let id = SubscriptionId::new(names::MOVERS, everything);
-        match self.sit_down(&Kind::Movers, &id, errand::TOGETHER, None) {
+        match self.sit_down(&Kind::Movers, &id, errand::TOGETHER, Begin::default()) {
             Ok((group, seat)) => {
                 self.run(Intake::new(group, seat), Errand::Home);
             }

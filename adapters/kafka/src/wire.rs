@@ -34,6 +34,8 @@ const REPLY_PARTITION: &str = "kafka_replyPartition";
 const CORRELATION: &str = "anywire-correlation";
 /// The pattern of the subscription that a copy is for.
 const TO: &str = "anywire-to";
+/// The time until which an event stays on its rung, where it waits for longer.
+const UNTIL: &str = "anywire-until";
 /// What precedes a user's header whose own name means something to us.
 const PLAIN: &str = "anywire-plain-";
 /// Marks an empty payload that is none at all.
@@ -52,6 +54,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) to: Option<&'a SubscriptionId>,
     /// The time before which it must not be delivered.
     pub(crate) due: Option<SystemTime>,
+    /// The time until which it stays in its topic, if it is not due then.
+    pub(crate) until: Option<SystemTime>,
     /// Where its reply goes.
     pub(crate) reply: Option<&'a Address>,
     /// The token of the call that it replies to.
@@ -113,6 +117,7 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<OwnedHe
         subject,
         to,
         due,
+        until,
         reply,
         token,
     } = sending;
@@ -136,6 +141,9 @@ pub(crate) fn headers(message: &Message, sending: Sending<'_>) -> Option<OwnedHe
     }
     if let Some(due) = due {
         headers.add(wire::DUE, millis_up(due).to_string().as_bytes());
+    }
+    if let Some(until) = until {
+        headers.add(UNTIL, millis_up(until).to_string().as_bytes());
     }
     if let Some(Address {
         topic,
@@ -187,6 +195,8 @@ pub(crate) struct Incoming {
     pub(crate) message: Message,
     /// When it may be delivered at the earliest.
     pub(crate) due: Option<SystemTime>,
+    /// Until when it stays where it is, if that is before it is due.
+    pub(crate) until: Option<SystemTime>,
     /// The pattern of the one subscription that it is for.
     pub(crate) to: Option<String>,
 }
@@ -229,6 +239,7 @@ pub(crate) fn read(
         id: None,
         content_type: None,
         due: None,
+        until: None,
         to: None,
         token: None,
         correlation: None,
@@ -265,6 +276,7 @@ struct Read {
     id: Option<MessageId>,
     content_type: Option<ContentType>,
     due: Option<SystemTime>,
+    until: Option<SystemTime>,
     to: Option<String>,
     token: Option<String>,
     correlation: Option<String>,
@@ -281,6 +293,7 @@ impl Read {
             (REPLY_TOPIC, Ok(text)) => self.reply_topic = Some(text.to_owned()),
             (REPLY_PARTITION, _) => self.reply_partition = partition(value),
             (wire::DUE, Ok(text)) => self.due = read_time(text),
+            (UNTIL, Ok(text)) if self.carrier => self.until = read_time(text),
             (wire::SUBJECT, Ok(text)) if self.carrier => {
                 self.subject = Subject::parse_any(text).ok();
             }
@@ -334,6 +347,7 @@ impl Read {
         let now = clock.wall();
         Incoming {
             message,
+            until: self.until,
             due: self.due.filter(|due| *due > now && *due < now + FURTHEST),
             to: self.to,
         }

@@ -3,9 +3,8 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anywire::pattern::publish_subscribe::{Entry, PublishBatch, Published};
 use anywire::{Client, ErrorKind, Message, Provision, Result, Route, Router, Start, Subject};
 use anywire_conformance::rig::{Books, Seen, dead_letters, soon, until, until_async};
 use anywire_conformance::{BrokerControl as _, trials};
@@ -286,16 +285,8 @@ async fn an_event_for_later_whose_topic_is_gone_becomes_a_dead_letter() {
     let app = configured(&name, &text).router(router).start();
     let app = app.await.unwrap();
     let client = app.client();
-    let message = Message::new(Subject::parse(&subject).unwrap(), "7").with_id("one");
-    let due = Instant::now() + Duration::from_secs(4);
-    let mut later = PublishBatch::new(PATIENCE);
-    later.push(Entry::new(message).with_not_before(Some(due)));
-    let publisher = client.transport("main").unwrap().publisher();
-    let later = publisher.publish(later).wait().await;
-    assert!(matches!(
-        later.outcomes().first(),
-        Some(Published::Accepted(_))
-    ));
+    let emit = client.emit(subject.as_str(), &7);
+    emit.after(Duration::from_secs(4)).await.unwrap();
     let deleted = admin(&server.url());
     let deleted = deleted.delete_topics(&[subject.as_str()], &AdminOptions::new());
     deleted.await.unwrap().remove(0).unwrap();

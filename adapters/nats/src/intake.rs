@@ -7,10 +7,10 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use anywire::Error;
 use anywire::clock::Sleep;
 use anywire::pattern::publish_subscribe::{Incoming, Received, Settle, Spec};
 use anywire::pattern::{Batch, PullResult, Pulled};
+use anywire::{Error, ErrorKind, Position, Until};
 use async_nats::Subject;
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use crate::hostile;
 use crate::ledger::{Arrived, Ledger, Told};
 use crate::link::Link;
+use crate::names::RETRY_STREAM;
 use crate::settle::{self, NAK};
 use crate::source::{Brought, SILENCE, Source};
 use crate::topology::{Bound, PINNED_GROUP};
@@ -60,6 +61,10 @@ pub(crate) struct Shared {
     spec: Spec,
     private_name: String,
     sources: Mutex<Vec<Source>>,
+    /// The stream of each source; none for the one that brings copies.
+    places: Vec<Option<Arc<str>>>,
+    /// Where each source of a bounded read ends: its last sequence, or none once that has come.
+    ends: Option<Mutex<Vec<Option<u64>>>>,
     pub(crate) ledger: Mutex<Ledger>,
     tie: usize,
 }
@@ -72,6 +77,16 @@ impl Intake {
         let bound = topology.ensure_subscription(spec, &private_name).await?;
         let epoch = link.epoch();
         let now = connection.clock.now();
+        let ends = match &spec.until {
+            None => None,
+            Some(Until::Now) => Some(Mutex::new(topology.ends(&bound).await?)),
+            Some(_) => return Err(unknown_end()),
+        };
+        let place = |bound: &Bound| {
+            let name = bound.stream.as_str();
+            (name != RETRY_STREAM).then(|| Arc::from(name))
+        };
+        let places = bound.iter().map(place).collect();
         let mut sources = Vec::with_capacity(bound.len());
         for bound in bound {
             let pull = topology.api.pull_subject(&bound.stream, &bound.consumer);
@@ -85,6 +100,8 @@ impl Intake {
             spec: spec.clone(),
             private_name,
             sources: Mutex::new(sources),
+            places,
+            ends,
             ledger: Mutex::new(Ledger::new(count)),
         });
         // A close that came between the check and the tie ended everybody but us.
@@ -220,6 +237,9 @@ impl Incoming for Intake {
         self.poll_repair(cx);
         self.receive(cx, now);
         let delivered = self.shared.deliver(batch);
+        if !delivered && self.shared.is_over() {
+            return Poll::Ready(Ok(Pulled::End));
+        }
         let asked = self.repair.is_some() || self.shared.ask(batch.room(), now);
         if delivered {
             return Poll::Ready(Ok(Pulled::Some));
@@ -257,6 +277,9 @@ impl Shared {
     ) -> Option<(Subject, bytes::Bytes)> {
         let address = native.reply?;
         let told = Told::read(&address);
+        if !self.is_wanted(source, &told) {
+            return None;
+        }
         let clock = &*self.connection.clock;
         let read = wire::read(
             &native.subject,
@@ -269,6 +292,14 @@ impl Shared {
             let wait = due.duration_since(clock.wall()).unwrap_or_default();
             return Some((address, settle::nak_after(wait)));
         }
+        let place = self.places.get(source).cloned().flatten();
+        let position = place.map(|place| {
+            let position = Position::new(place, 0, told.sequence);
+            match told.time {
+                Some(time) => position.with_time(time),
+                None => position,
+            }
+        });
         self.ledger.lock().take_in(Arrived {
             message: read.message,
             address,
@@ -276,8 +307,33 @@ impl Shared {
             since: now,
             deliveries: told.deliveries,
             sequence: told.sequence,
+            position,
         });
         None
+    }
+
+    /// Whether a message belongs to a bounded read, whose end it may be.
+    fn is_wanted(&self, source: usize, told: &Told) -> bool {
+        let Some(ends) = &self.ends else {
+            return true;
+        };
+        let mut ends = ends.lock();
+        let Some(end) = ends.get_mut(source) else {
+            return true;
+        };
+        // One that comes again was wanted before.
+        let wanted = end.is_some_and(|last| told.sequence <= last) || told.deliveries > 1;
+        let is_last = told.left == Some(0);
+        *end = end.filter(|last| told.sequence < *last && !is_last);
+        wanted
+    }
+
+    /// Whether a bounded read has brought everything.
+    fn is_over(&self) -> bool {
+        let Some(ends) = &self.ends else {
+            return false;
+        };
+        ends.lock().iter().all(Option::is_none) && !self.ledger.lock().is_ready()
     }
 
     /// Asks each source for what its part of the window has room for, and for no more than is wanted: what waits here is
@@ -448,6 +504,13 @@ async fn clear(shared: &Shared) {
             tracing::warn!(%subscription, %error, "cannot look for messages that end the connection");
         }
     }
+}
+
+fn unknown_end() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "this adapter does not know how to end a read there",
+    )
 }
 
 impl Drop for Shared {

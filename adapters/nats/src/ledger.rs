@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anywire::Message;
 use anywire::pattern::Tag;
 use anywire::pattern::publish_subscribe::Received;
+use anywire::{Message, Position};
 use async_nats::Subject;
 use slab::Slab;
 
@@ -36,6 +36,7 @@ pub(crate) struct Arrived {
     pub(crate) deliveries: u32,
     /// Where it stands in its stream.
     pub(crate) sequence: u64,
+    pub(crate) position: Option<Position>,
 }
 
 struct Held {
@@ -101,6 +102,7 @@ impl Ledger {
         self.serial += 1;
         let serial = self.serial;
         let (message, deliveries) = (arrived.message.clone(), arrived.deliveries);
+        let position = arrived.position.clone();
         let slot = self.held.insert(Held { serial, arrived });
         let tag = Tag {
             slot: slot as u64,
@@ -108,6 +110,7 @@ impl Ledger {
         };
         let mut received = Received::new(message, tag);
         received.deliveries = Some(deliveries);
+        received.position = position;
         Some(received)
     }
 
@@ -179,6 +182,8 @@ pub(crate) struct Told {
     pub(crate) deliveries: u32,
     pub(crate) sequence: u64,
     pub(crate) time: Option<SystemTime>,
+    /// How many messages the consumer has left, where that is told.
+    pub(crate) left: Option<u64>,
 }
 
 impl Told {
@@ -190,10 +195,12 @@ impl Told {
         let sequence = number();
         let _of_consumer = number();
         let time = number().and_then(|nanos| UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)));
+        let left = number();
         Self {
             deliveries: deliveries.unwrap_or(1),
             sequence: sequence.unwrap_or_default(),
             time,
+            left,
         }
     }
 }
@@ -213,6 +220,7 @@ mod tests {
             since: Instant::now(),
             deliveries: 1,
             sequence,
+            position: None,
         }
     }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anywire::Error;
-use anywire::pattern::publish_subscribe::{Guarantee, Incoming, Spec, Store, Stored, Subscriber};
+use anywire::pattern::publish_subscribe::{
+    Guarantee, Incoming, Spec, Start, Store, Stored, Subscriber, SubscriptionId, no_history,
+};
 use async_trait::async_trait;
 use futures::future::join_all;
 
@@ -29,6 +31,9 @@ impl NatsSubscriber {
         let connection = &self.connection;
         connection.check_open()?;
         let opened: Result<Box<dyn Incoming>, Error> = match spec.guarantee {
+            Guarantee::AtMostOnce if spec.start.needs_history() || spec.until.is_some() => {
+                Err(forgetful())
+            }
             Guarantee::AtMostOnce => {
                 let fleeting = Fleeting::open(connection, spec).await;
                 fleeting.map(|fleeting| Box::new(fleeting) as Box<dyn Incoming>)
@@ -45,6 +50,12 @@ impl NatsSubscriber {
                 .with_context("subscription", &spec.subscription)
         })
     }
+}
+
+fn forgetful() -> Error {
+    no_history(
+        "core NATS keeps nothing that it has delivered; take JetStream and delivery = \"at_least_once\"",
+    )
 }
 
 #[async_trait]
@@ -71,6 +82,14 @@ impl Subscriber for NatsSubscriber {
             return Ok(Vec::new());
         }
         self.connection.topology.stored(group).await
+    }
+
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error> {
+        self.connection.check_open()?;
+        if !self.connection.config.jetstream {
+            return Err(forgetful().with_context("subscription", subscription));
+        }
+        self.connection.topology.reset(subscription, start).await
     }
 }
 

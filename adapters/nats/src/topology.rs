@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{
-    Order, Provision, Spec, Start, Store, Stored, SubscriptionId,
+    Order, Provision, Spec, Start, Store, Stored, SubscriptionId, members_running,
 };
 use anywire::{Error, ErrorKind, Pattern};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull};
@@ -37,6 +37,10 @@ const PINNED_FOR: Duration = Duration::from_secs(10);
 const PRIVATE_FOR: Duration = Duration::from_secs(5 * 60);
 /// How often a change that others interfere with is tried.
 const ATTEMPTS: usize = 10;
+/// How long the server may take to notice that a member has left.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// In the year 2262, the last time that the server knows: it counts nanoseconds, and would begin at the front.
+const LAST_TIME: Duration = Duration::from_nanos(i64::MAX as u64);
 /// How long copies for one subscription are kept: longer than any schedule of retries.
 const RETRY_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -133,6 +137,8 @@ impl Topology {
             Some(_) => names::subscription(&spec.subscription),
             None => private_name.to_owned(),
         };
+        check_place(&spec.start, &places)?;
+        let spec = &spec.clone().with_start(self.within(&spec.start).await?);
         let mut bound = Vec::new();
         for place in &places {
             let config = self.consumer(spec, &name, place);
@@ -198,6 +204,86 @@ impl Topology {
             })
         });
         join_all(backlogs).await.into_iter().collect()
+    }
+
+    /// A start that is not beyond the end of its stream: the server would begin at the front.
+    async fn within(&self, start: &Start) -> Result<Start, Error> {
+        let Start::Position(position) = start else {
+            return Ok(start.clone());
+        };
+        let stream = self.api.stream(position.place()).await?;
+        let last = stream.map_or(0, |info| info.state.last_sequence);
+        Ok(match position.number() > last {
+            true => Start::Latest,
+            false => start.clone(),
+        })
+    }
+
+    /// Where each of these consumers' streams ends now; none where the consumer has nothing to bring.
+    pub(crate) async fn ends(&self, bound: &[Bound]) -> Result<Vec<Option<u64>>, Error> {
+        let ends = bound.iter().map(async |bound| {
+            let stream = self.api.stream(&bound.stream).await?;
+            let consumer = self.api.consumer(&bound.stream, &bound.consumer).await?;
+            // In this order: what comes between the two is beyond the end, or the last that is brought.
+            let last = stream.map(|info| info.state.last_sequence);
+            Ok(match consumer {
+                Some(info) if info.num_pending == 0 && info.num_ack_pending == 0 => None,
+                Some(_) => last,
+                None => None,
+            })
+        });
+        join_all(ends).await.into_iter().collect()
+    }
+
+    /// Makes a group's consumers anew, to begin at `start`.
+    pub(crate) async fn reset(
+        &self,
+        subscription: &SubscriptionId,
+        start: &Start,
+    ) -> Result<(), Error> {
+        let spec = Spec::new(subscription.clone()).with_start(start.clone());
+        let unknown = || {
+            let text = "the group has no such subscription; check group and pattern";
+            Error::new(ErrorKind::NotFound, text).with_context("subscription", subscription)
+        };
+        let places = self
+            .ensure_streams(&subscription.pattern, spec.retention, Provision::Verify)
+            .await?;
+        check_place(start, &places)?;
+        let spec = spec.with_start(self.within(start).await?);
+        let name = names::subscription(subscription);
+        let mut configs = Vec::with_capacity(places.len());
+        for place in &places {
+            let mut info = self.consumer_of(place, &name).await?.ok_or_else(unknown)?;
+            // A pull of somebody who has just left stands until the server notices.
+            let since = Instant::now();
+            while info.num_waiting > 0 {
+                if since.elapsed() > FAREWELL {
+                    return Err(members_running(subscription));
+                }
+                info = self.consumer_of(place, &name).await?.ok_or_else(unknown)?;
+            }
+            let mut config = self.consumer(&spec, &name, place);
+            let pinned = info.config.priority_policy == PriorityPolicy::PinnedClient;
+            if pinned {
+                config = self.consumer(&spec.clone().with_order(Order::KeyInGroup), &name, place);
+            }
+            configs.push((place.stream.as_str(), config));
+        }
+        for (stream, config) in configs {
+            self.api.delete_consumer(stream, &name).await?;
+            self.api.create_consumer(stream, config).await?;
+            tracing::info!(stream, consumer = name, %start, "made a consumer anew, to begin elsewhere");
+        }
+        Ok(())
+    }
+
+    async fn consumer_of(
+        &self,
+        place: &Place,
+        name: &str,
+    ) -> Result<Option<consumer::Info>, Error> {
+        self.api.consumer(&place.stream, name).await
     }
 
     /// The streams that hold what matches `pattern`.
@@ -324,10 +410,7 @@ impl Topology {
         pull::Config {
             name: Some(name.to_owned()),
             durable_name: is_group.then(|| name.to_owned()),
-            deliver_policy: match spec.start {
-                Start::Earliest => DeliverPolicy::All,
-                Start::Latest => DeliverPolicy::New,
-            },
+            deliver_policy: begins(&spec.start, &place.stream),
             ack_policy: AckPolicy::Explicit,
             ack_wait: self.config.ack_wait,
             // Failures are counted by core; a limit of the server's would strand a message.
@@ -433,6 +516,38 @@ impl Topology {
         ))
         .with_context("transport", &self.transport.name)
     }
+}
+
+/// Where a consumer of a stream begins. The server takes what lies beyond either end of the stream for that end.
+fn begins(start: &Start, stream: &str) -> DeliverPolicy {
+    match start {
+        Start::Earliest => DeliverPolicy::All,
+        Start::Latest => DeliverPolicy::New,
+        Start::At(time) => since(*time),
+        Start::Position(position) if position.place() == stream => DeliverPolicy::ByStartSequence {
+            start_sequence: position.number().max(1),
+        },
+        Start::Position(position) => position.time().map_or(DeliverPolicy::All, since),
+    }
+}
+
+fn since(time: SystemTime) -> DeliverPolicy {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let start_time = (UNIX_EPOCH + since.min(LAST_TIME)).into();
+    DeliverPolicy::ByStartTime { start_time }
+}
+
+/// A position of something else would begin anywhere.
+fn check_place(start: &Start, places: &[Place]) -> Result<(), Error> {
+    let Start::Position(position) = start else {
+        return Ok(());
+    };
+    if places.iter().any(|place| place.stream == position.place()) {
+        return Ok(());
+    }
+    Err(Error::config(
+        "the position is of another stream or another wire; take one that a delivery of this subscription gave",
+    ))
 }
 
 /// A wildcard in first position consumes from what is there and creates nothing.

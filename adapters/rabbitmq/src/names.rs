@@ -104,8 +104,13 @@ impl Names {
     }
 
     /// The queue, and the exchange before it, where events wait for 2^`step` seconds.
-    pub(crate) fn delay(&self, step: u32) -> String {
-        format!("{}~delay/{step}", self.exchange)
+    pub(crate) fn rung(&self, step: u32) -> String {
+        format!("{}~ladder/{step}", self.exchange)
+    }
+
+    /// The exchange to which events come whose time has come, and the queue that takes each of them, too, and keeps none.
+    pub(crate) fn ladders_end(&self) -> String {
+        format!("{}~ladder/end", self.exchange)
     }
 }
 

@@ -17,6 +17,7 @@ use anywire::{Error, ErrorKind, Message};
 use crate::errors;
 use crate::outlet::Outlet;
 use crate::parcel::{Parcel, Sent, Ticket};
+use crate::topology;
 use crate::transport::Connection;
 use crate::wire::{self, Sending};
 
@@ -189,7 +190,7 @@ fn prepare_now<'a>(
         ),
         Target::Subscription(subscription) => ("", Cow::Owned(names.subscription(subscription))),
     };
-    parcel(connection, entry, exchange, &key, false).map(Some)
+    parcel(connection, entry, exchange, &key, Wait::None).map(Some)
 }
 
 async fn prepare<'a>(
@@ -204,21 +205,17 @@ async fn prepare<'a>(
     let topology = &connection.topology;
     match &entry.target {
         Target::Subject => {
-            let declaring = topology.ensure_delay(&connection.main, delay);
+            let seconds = topology::seconds(delay)?;
+            let declaring = topology.ensure_ladder(&connection.main, seconds);
             let exchange = connection.main.while_live(declaring).await?;
-            parcel(
-                connection,
-                entry,
-                &exchange,
-                entry.message.subject().as_str(),
-                true,
-            )
+            let key = entry.message.subject().as_str();
+            parcel(connection, entry, &exchange, key, Wait::Ladder(seconds))
         }
         Target::Subscription(subscription) => {
             let queue = topology.names.subscription(subscription);
             let waiting = topology.ensure_delay_for(&connection.main, &queue, delay);
             let queue = connection.main.while_live(waiting).await?;
-            parcel(connection, entry, "", &queue, true)
+            parcel(connection, entry, "", &queue, Wait::Queue)
         }
     }
 }
@@ -230,12 +227,22 @@ fn delay(connection: &Connection, entry: &Entry) -> Option<Duration> {
     (!left.is_zero()).then_some(left)
 }
 
+/// Where an entry waits for its time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    None,
+    /// In a queue for one subscription.
+    Queue,
+    /// On the ladder, for so many seconds.
+    Ladder(u32),
+}
+
 fn parcel<'a>(
     connection: &'a Connection,
     entry: &Entry,
     exchange: &str,
     key: &str,
-    is_delayed: bool,
+    wait: Wait,
 ) -> Result<(&'a Outlet, Parcel), Error> {
     let Entry {
         message,
@@ -245,12 +252,16 @@ fn parcel<'a>(
     } = entry;
     check_size(connection, message)?;
     let is_direct = *target == Target::Subject;
-    let stored = *guarantee == Guarantee::AtLeastOnce || !is_direct || is_delayed;
+    let stored = *guarantee == Guarantee::AtLeastOnce || !is_direct || wait != Wait::None;
     let sending = Sending {
         persistent: stored,
         priority: connection.config.priority,
         subject: (!is_direct).then_some(message.subject()),
         is_call: false,
+        seconds: match wait {
+            Wait::Ladder(seconds) => seconds,
+            Wait::None | Wait::Queue => 0,
+        },
     };
     let parcel = Parcel {
         exchange: wire::short(exchange, "exchange")?,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anywire::Error;
-use anywire::pattern::publish_subscribe::{Incoming, Spec, Store, Stored, Subscriber};
+use anywire::pattern::publish_subscribe::{
+    Incoming, Spec, Start, Store, Stored, Subscriber, SubscriptionId, no_history,
+};
 use async_trait::async_trait;
 use futures::future::join_all;
 
@@ -26,6 +28,9 @@ impl RabbitmqSubscriber {
 
     async fn open(&self, spec: &Spec) -> Result<Box<dyn Incoming>, Error> {
         self.connection.check_open()?;
+        if spec.start.needs_history() || spec.until.is_some() {
+            return Err(forgetful().with_context("subscription", &spec.subscription));
+        }
         let opened = Intake::open(&self.connection, spec).await;
         let opened = opened.map(|intake| Box::new(intake) as Box<dyn Incoming>);
         opened.map_err(|error| {
@@ -66,4 +71,15 @@ impl Subscriber for RabbitmqSubscriber {
         self.connection.check_open()?;
         Ok(Vec::new())
     }
+
+    async fn reset(&self, subscription: &SubscriptionId, _start: &Start) -> Result<(), Error> {
+        self.connection.check_open()?;
+        Err(forgetful().with_context("subscription", subscription))
+    }
+}
+
+fn forgetful() -> Error {
+    no_history(
+        "RabbitMQ's queues hold no history: what was acknowledged is gone; keep the subject on a wire that replays, such as Kafka or NATS with JetStream",
+    )
 }

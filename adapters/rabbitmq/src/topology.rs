@@ -11,8 +11,8 @@ use anywire::pattern::publish_subscribe::{Guarantee, Order, Provision, Spec, Sta
 use anywire::{Error, ErrorKind, Pattern};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions,
-    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    ConfirmSelectOptions, ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
@@ -23,6 +23,7 @@ use crate::config::{MAX_TIMER, QueueType, RabbitmqConfig};
 use crate::errors;
 use crate::link::Link;
 use crate::names::{self, Names};
+use crate::wire;
 
 /// The broker must not give a message up by itself: 4.x does after 20 deliveries unless told otherwise, and 3.x takes no
 /// `-1` for never. With a limit, however high, what is returned keeps its place in the queue.
@@ -284,56 +285,88 @@ impl Topology {
         Ok(wanted.name)
     }
 
-    /// Makes sure that events can wait; the exchange that takes them.
+    /// Makes sure that events can wait for so many seconds; the exchange that takes them.
+    ///
+    /// There is a rung for each power of two, and an event has a header for each that its wait is made of. A rung's exchange
+    /// gives it to the rung's queue, or passes it on to the next lower one; so does the queue when the time is over. Its key
+    /// stays what it is.
     ///
     /// # Errors
-    /// `Unsupported` for a delay beyond the broker's timers.
-    pub(crate) async fn ensure_delay(&self, link: &Link, delay: Duration) -> Result<String, Error> {
-        let step = step(delay)?;
-        let name = self.names.delay(step);
+    /// Where the broker refuses something.
+    pub(crate) async fn ensure_ladder(&self, link: &Link, seconds: u32) -> Result<String, Error> {
+        let top = seconds.max(1).ilog2();
+        let name = self.names.rung(top);
         if self.is_declared(&name) {
             return Ok(name);
         }
+        let channel = link.channel().await?;
+        self.ensure_ladders_end(link, &channel).await?;
+        for step in 0..=top {
+            let rung = self.names.rung(step);
+            if !self.is_declared(&rung) {
+                self.ensure_rung(link, &channel, step).await?;
+                self.declared(&rung);
+            }
+        }
+        Ok(name)
+    }
+
+    async fn ensure_rung(&self, link: &Link, channel: &Channel, step: u32) -> Result<(), Error> {
+        let next = match step.checked_sub(1) {
+            Some(lower) => self.names.rung(lower),
+            None => self.names.ladders_end(),
+        };
         let mut arguments = self.waiting(step);
-        // Without a key of its own, what is due goes on under the one that it came with. An event that nobody wants when it is
-        // due must not stay here and hold the others: the broker's at-least-once way would.
-        put_text(
-            &mut arguments,
-            "x-dead-letter-exchange",
-            self.names.exchange(),
-        );
+        // An event that came to a rung without its queue would be passed on too early: it stays.
+        arguments = without(&arguments, "x-expires");
+        put_text(&mut arguments, "x-dead-letter-exchange", &next);
+        if self.config.queue_type == QueueType::Quorum {
+            put_text(&mut arguments, "x-dead-letter-strategy", "at-least-once");
+        }
         let wanted = Wanted {
-            name,
+            name: self.names.rung(step),
             arguments,
             auto_delete: false,
         };
-        let channel = link.channel().await?;
-        let options = ExchangeDeclareOptions {
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let declared = channel.exchange_declare(
-            wanted.name.as_str().into(),
-            ExchangeKind::Fanout,
-            options,
-            FieldTable::default(),
-        );
-        declared.await.map_err(errors::operation)?;
-        self.ensure_exchange(&channel, self.names.exchange(), Provision::Create)
-            .await?;
-        self.ensure_queue(link, &channel, &wanted, Provision::Create)
-            .await?;
+        let mut passes = FieldTable::default();
+        put_text(&mut passes, "alternate-exchange", &next);
         let name = wanted.name.as_str();
-        let bound = channel.queue_bind(
-            name.into(),
-            name.into(),
-            "".into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
+        declare_exchange(channel, name, ExchangeKind::Headers, passes).await?;
+        self.ensure_queue(link, channel, &wanted, Provision::Create)
+            .await?;
+        let mut takes = FieldTable::default();
+        put_text(&mut takes, "x-match", "all");
+        takes.insert(wire::rung(step).into(), AMQPValue::Boolean(true));
+        let options = QueueBindOptions::default();
+        let bound = channel.queue_bind(name.into(), name.into(), "".into(), options, takes);
+        bound.await.map_err(errors::operation)
+    }
+
+    async fn ensure_ladders_end(&self, link: &Link, channel: &Channel) -> Result<(), Error> {
+        let mut arguments = FieldTable::default();
+        put_text(&mut arguments, "x-queue-type", "classic");
+        put_number(&mut arguments, "x-message-ttl", 0);
+        let end = Wanted {
+            name: self.names.ladders_end(),
+            arguments,
+            auto_delete: false,
+        };
+        let name = end.name.as_str();
+        let none = FieldTable::default();
+        declare_exchange(channel, name, ExchangeKind::Fanout, none.clone()).await?;
+        self.ensure_exchange(channel, self.names.exchange(), Provision::Create)
+            .await?;
+        let options = ExchangeBindOptions::default();
+        let main = self.names.exchange();
+        let bound =
+            channel.exchange_bind(main.into(), name.into(), "".into(), options, none.clone());
         bound.await.map_err(errors::operation)?;
-        self.declared(name);
-        Ok(wanted.name)
+        // The last rung keeps what nobody confirms, and an event that nobody wants when it is due would hold up the others.
+        self.ensure_queue(link, channel, &end, Provision::Create)
+            .await?;
+        let options = QueueBindOptions::default();
+        let bound = channel.queue_bind(name.into(), name.into(), "".into(), options, none);
+        bound.await.map_err(errors::operation)
     }
 
     /// Whether a queue is there.
@@ -453,6 +486,7 @@ impl Topology {
             guarantee,
             order,
             start: _,
+            until: _,
             window: _,
             provision: _,
             retention,
@@ -656,6 +690,43 @@ fn step(delay: Duration) -> Result<u32, Error> {
             "RabbitMQ holds a message for 48 days at most; keep it elsewhere until then",
         )),
     }
+}
+
+/// How many seconds of the ladder a wait is made of.
+///
+/// # Errors
+/// `Unsupported` for more than it has.
+pub(crate) fn seconds(delay: Duration) -> Result<u32, Error> {
+    let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+    let seconds = u32::try_from(seconds.max(1)).ok();
+    let within = seconds.filter(|seconds| seconds.ilog2() <= LAST_STEP);
+    within.ok_or_else(|| {
+        let text = "RabbitMQ holds an event for 97 days at most; keep it elsewhere until then";
+        Error::new(ErrorKind::Unsupported, text)
+    })
+}
+
+async fn declare_exchange(
+    channel: &Channel,
+    name: &str,
+    kind: ExchangeKind,
+    arguments: FieldTable,
+) -> Result<(), Error> {
+    let options = ExchangeDeclareOptions {
+        durable: true,
+        ..ExchangeDeclareOptions::default()
+    };
+    let declared = channel.exchange_declare(name.into(), kind, options, arguments);
+    declared.await.map_err(errors::operation)
+}
+
+fn without(arguments: &FieldTable, name: &str) -> FieldTable {
+    let fields = arguments.inner().iter();
+    let others = fields.filter(|(found, _)| found.as_str() != name);
+    others
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into()
 }
 
 fn put_text(arguments: &mut FieldTable, name: &str, value: &str) {

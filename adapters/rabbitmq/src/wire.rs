@@ -47,6 +47,13 @@ pub(crate) struct Sending<'a> {
     pub(crate) subject: Option<&'a Subject>,
     /// It is a call or a reply: `correlation_id` is not the user's.
     pub(crate) is_call: bool,
+    /// How many seconds it waits on the ladder.
+    pub(crate) seconds: u32,
+}
+
+/// The header by which the ladder knows who waits on a rung.
+pub(crate) fn rung(step: u32) -> String {
+    format!("anywire-rung-{step}")
 }
 
 /// The properties of `message`.
@@ -62,6 +69,7 @@ pub(crate) fn properties(
         priority,
         subject,
         is_call,
+        seconds,
     } = sending;
     let mut properties =
         BasicProperties::default().with_delivery_mode(if persistent { 2 } else { 1 });
@@ -82,7 +90,7 @@ pub(crate) fn properties(
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         properties = properties.with_timestamp(since.as_secs());
     }
-    match headers(message, subject, is_call)? {
+    match headers(message, subject, is_call, seconds)? {
         Some(headers) => Ok(properties.with_headers(headers)),
         None => Ok(properties),
     }
@@ -93,8 +101,12 @@ fn headers(
     message: &Message,
     subject: Option<&Subject>,
     is_call: bool,
+    seconds: u32,
 ) -> Result<Option<FieldTable>, Error> {
     let mut table = Table::default();
+    for step in (0..u32::BITS).filter(|step| seconds >> step & 1 == 1) {
+        table.put(&rung(step), AMQPValue::Boolean(true))?;
+    }
     if let Some(id) = message.correlation_id().filter(|_| is_call) {
         table.put(CORRELATION, text(id.as_bytes()))?;
     }

@@ -233,7 +233,7 @@ impl PlannedHandler {
         let spec = Spec::new(self.subscription())
             .with_guarantee(event.guarantee)
             .with_order(event.order)
-            .with_start(event.start)
+            .with_start(event.start.clone())
             .with_window(self.window())
             .with_provision(event.provision)
             .with_retention(event.retention);
@@ -299,6 +299,10 @@ fn check_capabilities(handler: &PlannedHandler, wire: &PlannedWire) -> Result<()
     };
     if event.group.is_some() && missing(capabilities.groups) {
         return lacks("groups");
+    }
+    let forgets = missing(capabilities.replay) || event.guarantee == Guarantee::AtMostOnce;
+    if event.start.needs_history() && forgets {
+        return lacks(&format!("a history, for `start = \"{}\"`", event.start));
     }
     if event.order == Order::KeyInGroup && capabilities.order < OrderScope::KeyInGroup {
         return lacks("order = \"key-in-group\"");

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::engine::{LONGEST, copies};
 use crate::pattern::Tag;
 use crate::pattern::publish_subscribe::Settlement;
-use crate::{Error, Message, Support};
+use crate::{Error, Message, Position, Support};
 
 /// A received message that must be settled. Settling consumes it; one that is dropped goes back and is delivered again.
 ///
@@ -71,6 +71,13 @@ impl<P> Delivery<P> {
     #[must_use]
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Where the message stands in what its wire keeps: to be written down, and to [start](crate::Start::Position) from again.
+    /// `None` for a copy that was sent again, and where the wire keeps nothing.
+    #[must_use]
+    pub fn position(&self) -> Option<&Position> {
+        self.context.position()
     }
 
     /// A client whose messages descend from this delivery.

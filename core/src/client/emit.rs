@@ -5,11 +5,12 @@ use std::future::{Future, IntoFuture};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use tokio::task::coop::consume_budget;
 
+use super::delay::Delay;
 use super::{Client, ClientCore};
 use crate::clock::after;
 use crate::config::Unrouted;
@@ -36,6 +37,7 @@ pub struct Emit<'a> {
 pub(crate) struct Options {
     guarantee: Option<Guarantee>,
     unrouted: Option<Unrouted>,
+    delay: Option<Delay>,
     timeout: Duration,
 }
 
@@ -44,6 +46,7 @@ impl Options {
         Self {
             guarantee: None,
             unrouted: None,
+            delay: None,
             timeout: client.core().emit_timeout,
         }
     }
@@ -133,6 +136,61 @@ impl<'a> Emit<'a> {
     /// Says what happens where nobody takes it. Default: what the subject's rule says, else it is refused.
     pub fn unrouted(mut self, unrouted: Unrouted) -> Self {
         self.options.unrouted = Some(unrouted);
+        self
+    }
+
+    /// Has it delivered when so much time has passed, counted from when the builder is awaited. Zero is at once.
+    ///
+    /// The emit completes when the wire has stored the event, which then outlives this process and, where the wire is
+    /// [durable](crate::Capabilities::durable), the broker. It never comes early; it comes at most 2 s late while its subject is consumed
+    /// and the broker is well. Events that wait keep no order among themselves or with others. At most 2^27 s (four years), and
+    /// less than the subject's retention. The last of `after` and [`at`](Self::at) counts.
+    ///
+    /// An emit is refused as [`Unsupported`](ErrorKind::Unsupported) where the wire has no delay, and where the event may be lost,
+    /// as then nobody keeps it; as [`Config`](ErrorKind::Config) where it would have to wait too long.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use std::time::Duration;
+    /// # use anywire::testing::TestApp;
+    /// # use anywire::{App, Result, Router};
+    /// # async fn remind(_order: u32) -> Result<()> {
+    /// #     Ok(())
+    /// # }
+    /// # let test = TestApp::start(App::new("shop").router(Router::new().on_event("shop.remind", remind))).await?;
+    ///
+    /// let day = Duration::from_secs(24 * 60 * 60);
+    /// test.emit_with(|client| client.emit("shop.remind", &7).after(day)).await?; // the test's clock jumps
+    /// assert_eq!(test.handled("remind"), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.options.delay = Some(Delay::After(delay));
+        self
+    }
+
+    /// Has it delivered at a calendar time, by this machine's clock. A time that has passed is at once. As
+    /// [`after`](Self::after) otherwise.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// # let app = anywire::App::new("shop").start().await?;
+    /// # let client = app.client();
+    /// let mut reminders = client.subscribe::<u32>("shop.remind").await?;
+    /// let soon = SystemTime::now() + Duration::from_millis(20);
+    /// client.emit("shop.remind", &7).at(soon).await?;
+    /// assert_eq!(reminders.next().await.unwrap()?.take().await?, 7);
+    /// assert!(SystemTime::now() >= soon);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn at(mut self, time: SystemTime) -> Self {
+        self.options.delay = Some(Delay::At(time));
         self
     }
 
@@ -270,6 +328,7 @@ impl<'a> Emit<'a> {
         let Options {
             guarantee,
             unrouted,
+            delay,
             timeout,
         } = self.options;
         let message = match self
@@ -281,11 +340,19 @@ impl<'a> Emit<'a> {
         };
         let route = core.wires.route(message.subject());
         let wire = core.wires.wire(route);
-        let guarantee = match route.guarantee(guarantee) {
-            Ok(guarantee) => guarantee,
-            Err(error) => return Step::Over(Err(error.with_operation("emit"))),
+        let agreed = route.guarantee(guarantee).and_then(|guarantee| {
+            let due = Delay::due(delay, core, wire, route, guarantee);
+            Ok((guarantee, due?))
+        });
+        let (guarantee, due) = match agreed {
+            Ok(agreed) => agreed,
+            Err(error) => {
+                let error = error.with_context("subject", message.subject());
+                return Step::Over(Err(error.with_operation("emit")));
+            }
         };
         let (entry, fresh) = prepare(self.client, message, guarantee);
+        let entry = entry.with_not_before(due);
         let publishing = wire.publisher.publish(PublishBatch::single(entry, timeout));
         let attempt = Attempt {
             core,

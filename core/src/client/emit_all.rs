@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::future::IntoFuture;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use tokio::task::coop::consume_budget;
 
+use super::delay::Delay;
 use super::emit::{Job, Pauses, encode, failed, no_entry, prepare};
 use super::{Client, ClientCore, Wire};
 use crate::clock::after;
@@ -22,7 +23,14 @@ const CHUNK: usize = 1024;
 pub struct EmitAll<'a> {
     client: &'a Client,
     messages: Vec<Result<Message, Error>>,
+    options: Options,
+}
+
+/// How all of them are to be published.
+#[derive(Clone, Copy)]
+struct Options {
     guarantee: Option<Guarantee>,
+    delay: Option<Delay>,
     timeout: Duration,
 }
 
@@ -46,8 +54,11 @@ impl<'a> EmitAll<'a> {
         Self {
             client,
             messages,
-            guarantee: None,
-            timeout: core.emit_timeout,
+            options: Options {
+                guarantee: None,
+                delay: None,
+                timeout: core.emit_timeout,
+            },
         }
     }
 
@@ -66,13 +77,25 @@ impl<'a> EmitAll<'a> {
 
     /// Sets the deadline of each chunk of 1,024 entries. Default: 10 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.options.timeout = timeout;
         self
     }
 
     /// Sets how sure the delivery is. Default: what the subject's rule says, else at least once.
     pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
-        self.guarantee = Some(guarantee);
+        self.options.guarantee = Some(guarantee);
+        self
+    }
+
+    /// Has all of them delivered when so much time has passed, as [`Emit::after`](super::Emit::after) does.
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.options.delay = Some(Delay::After(delay));
+        self
+    }
+
+    /// Has all of them delivered at a calendar time, as [`Emit::at`](super::Emit::at) does.
+    pub fn at(mut self, time: SystemTime) -> Self {
+        self.options.delay = Some(Delay::At(time));
         self
     }
 
@@ -83,14 +106,7 @@ impl<'a> EmitAll<'a> {
             // As with a single emit: others get a turn, even if nothing ever waits.
             consume_budget().await;
             let chunk: Vec<_> = messages.by_ref().take(CHUNK).collect();
-            publish_chunk(
-                self.client,
-                chunk,
-                self.guarantee,
-                self.timeout,
-                &mut results,
-            )
-            .await;
+            publish_chunk(self.client, chunk, self.options, &mut results).await;
         }
         if results.iter().all(Result::is_ok) {
             return Ok(results.into_iter().flatten().collect());
@@ -103,10 +119,14 @@ impl<'a> EmitAll<'a> {
 async fn publish_chunk(
     client: &Client,
     chunk: Vec<Result<Message, Error>>,
-    guarantee: Option<Guarantee>,
-    timeout: Duration,
+    options: Options,
     results: &mut Vec<Result<Receipt, Error>>,
 ) {
+    let Options {
+        guarantee,
+        delay,
+        timeout,
+    } = options;
     let core = client.core();
     let is_open = core.check_open();
     let Some(subject) = chunk
@@ -130,8 +150,12 @@ async fn publish_chunk(
     }
     let route = core.wires.route(&subject);
     let wire = core.wires.wire(route);
-    let guarantee = match route.guarantee(guarantee) {
-        Ok(guarantee) => guarantee,
+    let agreed = route.guarantee(guarantee).and_then(|guarantee| {
+        let due = Delay::due(delay, core, wire, route, guarantee);
+        Ok((guarantee, due?))
+    });
+    let (guarantee, due) = match agreed {
+        Ok(agreed) => agreed,
         Err(error) => {
             results.extend(
                 chunk
@@ -149,6 +173,7 @@ async fn publish_chunk(
         results.push(message.map(|message| {
             let (entry, fresh) = prepare(client, message, guarantee);
             let unrouted = route.unrouted;
+            let entry = entry.with_not_before(due);
             open.push((place, Job { fresh, unrouted }, entry));
             Receipt::new()
         }));

@@ -1,6 +1,7 @@
 //! The sending side: events, calls and subscriptions of one's own.
 
 mod cause;
+mod delay;
 mod delivery;
 mod emit;
 mod emit_all;
@@ -27,10 +28,11 @@ pub(crate) use wires::{SubjectRoute, Wire, Wires};
 
 use crate::clock::Clock;
 use crate::contract::{CallTarget, EventPattern, EventTarget, Many, One, StreamTarget};
+use crate::pattern::publish_subscribe::SubscriptionId;
 use crate::payload::{FromPayload, IntoPayload};
 use crate::telemetry::ClientMetrics;
 use crate::testing::Recorder;
-use crate::{Codec, Error, ErrorKind, Inbound, Message};
+use crate::{Codec, Error, ErrorKind, Inbound, Message, Pattern, Start};
 
 /// Emits events, makes calls and opens subscriptions, over the transports that the configuration names.
 ///
@@ -337,6 +339,55 @@ impl Client {
     /// `Config` where the message is no dead letter or came from a broadcast subscription; else as [`emit`](Self::emit).
     pub async fn redrive(&self, dead_letter: &Message) -> Result<(), Error> {
         crate::engine::copies::redrive(&self.core, dead_letter).await
+    }
+
+    /// Moves a group, so that its next member begins at `start`: back to handle events again, or forward to pass some by. It
+    /// moves the one subscription of the group to `pattern`; what lies beyond either end of what is kept is that end. What waits for a retry
+    /// is left alone.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Config, Start};
+    ///
+    /// let config = Config::from_toml("url = 'memory://'\n[transports.main.memory]\nhistory = 1000")?;
+    /// let app = App::new("shop").config(config).start().await?;
+    /// let client = app.client();
+    /// let mut audit = client.subscribe::<u32>("shop.placed").group("audit").await?;
+    /// client.emit("shop.placed", &7).await?;
+    /// audit.next().await.unwrap()?.ack().await?;
+    /// audit.stop().await?;
+    ///
+    /// client.reset_group("audit", "shop.placed", Start::Earliest).await?;
+    /// let mut audit = client.subscribe::<u32>("shop.placed").group("audit").await?;
+    /// assert_eq!(audit.next().await.unwrap()?.take().await?, 7);
+    /// # app.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Rejected` while the group has members; `NotFound` where there is no such subscription; `Unsupported` where the wire
+    /// keeps nothing.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have moved the group.
+    pub async fn reset_group(
+        &self,
+        group: &str,
+        pattern: &str,
+        start: impl Into<Start>,
+    ) -> Result<(), Error> {
+        let reset = async {
+            self.core.check_open()?;
+            let id = SubscriptionId::new(group, Pattern::parse_any(pattern)?);
+            let route = self.core.wires.route_of_pattern(&id.pattern);
+            let subscriber = &self.core.wires.wire(route).subscriber;
+            subscriber.reset(&id, &start.into()).await
+        };
+        reset
+            .await
+            .map_err(|error: Error| error.with_operation("reset_group"))
     }
 
     /// Flushes and closes the connections of a client made by [`connect`](Self::connect).

@@ -18,12 +18,12 @@ use crate::engine::copies;
 use crate::extract::StateMap;
 use crate::failure::one_line;
 use crate::pattern::publish_subscribe::{
-    Incoming, Order, Received, Settle, SettleBatch, Settlement, Spec, SubscriptionId,
+    Incoming, Order, Received, Settle, SettleBatch, Settlement, Spec, SubscriptionId, no_history,
 };
 use crate::pattern::{Batch, Pulled};
 use crate::payload::FromPayload;
 use crate::router::{HandlerInfo, HandlerKind};
-use crate::{Error, ErrorKind, Guarantee, Pattern, Start};
+use crate::{Error, ErrorKind, Guarantee, Pattern, Start, Until};
 
 /// The default of [`Subscribe::window`].
 const WINDOW: usize = 64;
@@ -35,6 +35,7 @@ pub struct Subscribe<'a, P> {
     pattern: Result<Pattern, Error>,
     group: Option<String>,
     start: Option<Start>,
+    until: Option<Until>,
     order: Order,
     guarantee: Option<Guarantee>,
     window: usize,
@@ -48,6 +49,7 @@ impl<'a, P: FromPayload> Subscribe<'a, P> {
             pattern,
             group: None,
             start: None,
+            until: None,
             order: Order::None,
             guarantee: None,
             window: WINDOW,
@@ -61,9 +63,42 @@ impl<'a, P: FromPayload> Subscribe<'a, P> {
         self
     }
 
-    /// Sets where a new group begins. Default: earliest; for a private copy: latest.
-    pub fn start(mut self, start: Start) -> Self {
-        self.start = Some(start);
+    /// Sets where a new group begins, and a private copy. Default: earliest; for a private copy: latest.
+    ///
+    /// A group that the wire knows goes on where it is: [`Client::reset_group`] moves it.
+    pub fn start(mut self, start: impl Into<Start>) -> Self {
+        self.start = Some(start.into());
+        self
+    }
+
+    /// Makes it a bounded read, which ends by itself: with [`Until::Now`] after the last message that is stored when it is
+    /// opened, and at once where there is none. Begins at the earliest, unless [`start`](Self::start) says otherwise.
+    ///
+    /// For private copies, and for rebuilding state. What is given back is delivered again only as long as the read goes on.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Config, Unrouted, Until};
+    ///
+    /// let config = Config::from_toml("url = 'memory://'\n[transports.main.memory]\nhistory = 1000")?;
+    /// let app = App::new("shop").config(config).start().await?;
+    /// let client = app.client();
+    /// let _orders = client.subscribe::<u32>("shop.placed").await?;
+    /// client.emit_all("shop.placed", &[3, 4]).await?;
+    ///
+    /// let mut sum = 0;
+    /// let mut past = client.subscribe::<u32>("shop.placed").until(Until::Now).await?;
+    /// while let Some(order) = past.next().await {
+    ///     sum += order?.take().await?;
+    /// }
+    /// assert_eq!(sum, 7);
+    /// # app.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn until(mut self, until: Until) -> Self {
+        self.until = Some(until);
         self
     }
 
@@ -105,28 +140,51 @@ impl<'a, P: FromPayload> Subscribe<'a, P> {
             .with_order(self.order)
             .with_window(self.window)
             .with_retention(route.retention);
-        if let Some(start) = self.start {
-            spec = spec.with_start(start);
+        if self.until.is_some() && self.group.is_some() {
+            return Err(Error::config(
+                "a bounded read is a private copy; drop its group, or read on without an end",
+            ));
         }
-        let opened = wire
-            .subscriber
-            .subscribe(std::slice::from_ref(&spec))
-            .await
-            .into_iter()
-            .next();
-        let missing = || {
-            Err(Error::new(
-                ErrorKind::Unavailable,
-                "the adapter opened no subscription",
-            ))
-        };
-        let incoming = opened.unwrap_or_else(missing).map_err(|error| {
-            error
-                .with_operation("subscribe")
-                .with_context("subscription", &spec.subscription)
-        })?;
+        match (self.start, &self.until) {
+            (Some(start), _) => spec = spec.with_start(start),
+            (None, Some(_)) => spec = spec.with_start(Start::Earliest),
+            (None, None) => {}
+        }
+        let spec = spec.with_until(self.until);
+        check_history(&spec)?;
+        let incoming = open(wire, &spec, "subscribe").await?;
         Ok(Subscription::new(core, wire, incoming, spec))
     }
+}
+
+/// What may be lost was not kept.
+fn check_history(spec: &Spec) -> Result<(), Error> {
+    let goes_back = spec.start.needs_history() || spec.until.is_some();
+    if goes_back && spec.guarantee == Guarantee::AtMostOnce {
+        let why = "events that may be lost are not kept, so there is nothing to go back to; make the subject at least once";
+        return Err(no_history(why).with_context("subscription", &spec.subscription));
+    }
+    Ok(())
+}
+
+async fn open(
+    wire: &Wire,
+    spec: &Spec,
+    operation: &'static str,
+) -> Result<Box<dyn Incoming>, Error> {
+    let opened = wire.subscriber.subscribe(std::slice::from_ref(spec)).await;
+    let missing = || {
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "the adapter opened no subscription",
+        ))
+    };
+    let opened = opened.into_iter().next().unwrap_or_else(missing);
+    opened.map_err(|error| {
+        error
+            .with_operation(operation)
+            .with_context("subscription", &spec.subscription)
+    })
 }
 
 impl<'a, P: FromPayload> IntoFuture for Subscribe<'a, P> {
@@ -227,6 +285,69 @@ impl<P: FromPayload> Subscription<P> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
+    /// Goes on from somewhere else in what the wire keeps: back or forward. What lies beyond either end is that end.
+    ///
+    /// For private copies: a group's place is its members' common business, see [`Client::reset_group`]. What was handed out
+    /// before can still be settled; what was not is dropped. A bounded read keeps its kind: it ends with what is stored now.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anywire::Result<()> {
+    /// use anywire::{App, Config, Start};
+    ///
+    /// let config = Config::from_toml("url = 'memory://'\n[transports.main.memory]\nhistory = 1000")?;
+    /// let app = App::new("shop").config(config).start().await?;
+    /// let client = app.client();
+    /// let mut orders = client.subscribe::<u32>("shop.placed").await?;
+    /// client.emit_all("shop.placed", &[1, 2]).await?;
+    /// assert_eq!(orders.next().await.unwrap()?.take().await?, 1);
+    /// orders.seek(Start::Earliest).await?;
+    /// assert_eq!(orders.next().await.unwrap()?.take().await?, 1);
+    /// # app.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Unsupported` for a group, and where the wire keeps nothing; otherwise as [`Client::subscribe`]. The subscription then goes on where it is.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the subscription where it was, or where it was to go.
+    pub async fn seek(&mut self, start: impl Into<Start>) -> Result<(), Error> {
+        let start = start.into();
+        let shared = &self.shared;
+        if shared.spec.subscription.group.is_some() {
+            let why = "a group's place belongs to all of its members; read as a private copy, or stop them and reset the group";
+            let error = no_history(why).with_context("subscription", &shared.spec.subscription);
+            return Err(error.with_operation("seek"));
+        }
+        if !shared.wire.capabilities.replay.is_supported() {
+            let why = "the transport keeps no history of what it has delivered, so there is nowhere to go";
+            let error = no_history(why).with_context("transport", &shared.wire.name);
+            return Err(error.with_operation("seek"));
+        }
+        let spec = shared.spec.clone().with_start(start);
+        check_history(&spec).map_err(|error| error.with_operation("seek"))?;
+        let incoming = open(&shared.wire, &spec, "seek").await?;
+        let moved = SubscriptionShared {
+            scope: Arc::clone(&shared.scope),
+            wire: Arc::clone(&shared.wire),
+            settler: incoming.settler(),
+            spec,
+        };
+        self.shared = Arc::new(moved);
+        let mut before = std::mem::replace(&mut self.incoming, incoming);
+        self.waiting.clear();
+        self.refusing = None;
+        self.held.clear();
+        self.ended = false;
+        // It is a private copy, and of no use to anybody any more.
+        if let Err(error) = before.stop().await {
+            tracing::debug!(%error, "the place that was left could not be told");
+        }
+        Ok(())
+    }
+
     /// Stops the subscription and gives back what was not handed out. Deliveries that were can still be settled.
     ///
     /// # Errors
@@ -273,9 +394,11 @@ impl<P: FromPayload> Subscription<P> {
             tag,
             deliveries: _,
             native,
+            position,
         } = received;
         let mut context = Context::new(message, Arc::clone(&self.shared.scope));
         context.native = native;
+        context.position = position;
         let shared = Arc::clone(&self.shared);
         match P::from_payload(&context.message) {
             Ok(payload) => Ok(Delivery::new(payload, context, tag, shared)),

@@ -124,7 +124,12 @@ pub(super) const GUARANTEE: Kind<Guarantee> = of_variants("\"at_least_once\" or 
 pub(super) const ORDER: Kind<Order> = of_variants("\"none\", \"key\" or \"key-in-group\"");
 pub(super) const AFTER_FAILURE: Kind<AfterFailure> = of_variants("\"pass\" or \"hold\"");
 pub(super) const UNROUTED: Kind<Unrouted> = of_variants("\"refuse\", \"warn\" or \"ignore\"");
-pub(super) const START: Kind<Start> = of_variants("\"earliest\" or \"latest\"");
+pub(super) const START: Kind<Start> = Kind {
+    expected: "\"earliest\", \"latest\", a time such as \"2026-11-01T00:00:00Z\" or a position",
+    read: |node| node.text()?.parse().ok(),
+    is_good: any::<Start>,
+    show: |start| quoted(start.to_string()),
+};
 pub(super) const PROVISION: Kind<Provision> = of_variants("\"create\", \"verify\" or \"none\"");
 
 pub(super) const CODEC: Kind<Codec> = Kind {

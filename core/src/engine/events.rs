@@ -277,9 +277,11 @@ impl Work for EventWork {
             tag,
             deliveries,
             native,
+            position,
         } = received;
         let mut context = Context::new(message, Arc::clone(&self.invoke.scope));
         context.native = native;
+        context.position = position;
         self.metrics.received.increment(1);
         self.metrics.in_flight.increment(1.0);
         let began = self

@@ -8,6 +8,7 @@ use std::time::Instant;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::history;
 use super::store::Letter;
 use crate::Message;
 use crate::message::Key;
@@ -53,6 +54,8 @@ pub(super) struct Backlog {
     members: Slab<Member>,
     /// How many members hold a waker.
     parked: usize,
+    /// Whether nothing comes any more once this is taken.
+    bounded: bool,
     /// Who is woken first, so that consumers that take one message each take turns.
     turn: usize,
 }
@@ -64,6 +67,8 @@ pub(super) struct Slot {
     size: usize,
     deliveries: u32,
     pub(super) letter: Option<Box<Letter>>,
+    /// Its number in the history.
+    kept: Option<u64>,
     out: Option<Out>,
 }
 
@@ -115,8 +120,19 @@ impl Backlog {
             out: 0,
             members: Slab::new(),
             parked: 0,
+            bounded: false,
             turn: 0,
         }
+    }
+
+    /// Says that nothing comes any more.
+    pub(super) fn finish(&mut self) {
+        self.bounded = true;
+    }
+
+    /// Whether all is taken, and nothing comes any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.bounded && self.waiting() == 0
     }
 
     /// Adds a consumer.
@@ -154,7 +170,13 @@ impl Backlog {
     }
 
     /// Adds a message, whether there is room or not.
-    pub(super) fn push(&mut self, message: &Message, due: Option<Instant>, letter: Option<Letter>) {
+    pub(super) fn push(
+        &mut self,
+        message: &Message,
+        due: Option<Instant>,
+        letter: Option<Letter>,
+        kept: Option<u64>,
+    ) {
         let size = message.byte_len();
         let number = self.number();
         let index = self.slots.insert(Slot {
@@ -163,6 +185,7 @@ impl Backlog {
             size,
             deliveries: 0,
             letter: letter.map(Box::new),
+            kept,
             out: None,
         });
         self.bytes += size;
@@ -285,6 +308,7 @@ impl Backlog {
         slot.deliveries = slot.deliveries.saturating_add(1);
         self.bytes -= slot.size;
         let deliveries = Some(slot.deliveries);
+        let position = slot.kept.map(history::position);
         let (message, tag) = if self.tracked {
             slot.out = Some(out);
             let tag = Tag {
@@ -315,6 +339,7 @@ impl Backlog {
             tag,
             deliveries,
             native: None,
+            position,
         })
     }
 

@@ -6,16 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
 use super::backlog::Bound;
 use super::config::MemoryConfig;
+use super::history::History;
 use super::queue::Queue;
 use super::store::{Letter, Store};
 use super::switchboard::Switchboard;
-use crate::pattern::publish_subscribe::{Guarantee, Order, Spec, Start, Stored, SubscriptionId};
+use crate::clock::Clock;
+use crate::pattern::publish_subscribe::{
+    Guarantee, Order, Spec, Start, Stored, SubscriptionId, Until, members_running, no_history,
+};
 use crate::pattern::publish_subscribe::{Provision, Store as Declared};
 use crate::{Error, ErrorKind, Message, Pattern, Subject};
 
@@ -131,6 +135,8 @@ pub(super) struct Broker {
     pub(super) calls: Switchboard,
     pub(super) openings: super::streams::Openings,
     topology: RwLock<Topology>,
+    /// Locked last.
+    history: Mutex<History>,
 }
 
 #[derive(Default)]
@@ -177,6 +183,7 @@ impl Default for Broker {
             openings: super::streams::Openings::default(),
             shared,
             topology: RwLock::default(),
+            history: Mutex::default(),
         }
     }
 }
@@ -225,17 +232,21 @@ impl Broker {
     }
 
     /// The queue that a spec asks for: the group's own, or a new one.
-    pub(super) fn open(&self, spec: &Spec) -> Result<Arc<Queue>, Error> {
+    pub(super) fn open(&self, spec: &Spec, now: Instant) -> Result<Arc<Queue>, Error> {
         let Spec {
             subscription,
             guarantee,
             order,
             start,
+            until,
             window: _,
             provision,
             // What waits is bounded by number and size, not by age.
             retention: _,
         } = spec;
+        if (start.needs_history() || until.is_some()) && !self.has_history() {
+            return Err(forgetful());
+        }
         let mut topology = self.topology.write();
         if let Some(queue) = topology.groups.get(subscription) {
             agree(queue, *guarantee, *order)?;
@@ -260,16 +271,84 @@ impl Broker {
         if *start == Start::Earliest {
             topology.fill(&queue);
         }
-        match subscription.group {
-            Some(_) => {
+        self.replay(&queue, start, now)?;
+        match (until, &subscription.group) {
+            // It is in nobody's way: nothing more is put into it.
+            (Some(Until::Now), _) => {
+                queue.lock().finish();
+                return Ok(queue);
+            }
+            (None, Some(_)) => {
                 topology
                     .groups
                     .insert(subscription.clone(), Arc::clone(&queue));
             }
-            None => topology.broadcasts.push(Arc::clone(&queue)),
+            (None, None) => topology.broadcasts.push(Arc::clone(&queue)),
         }
         topology.routes.clear();
         Ok(queue)
+    }
+
+    /// Moves a group's subscription to another place in the history.
+    pub(super) fn reset(
+        &self,
+        subscription: &SubscriptionId,
+        start: &Start,
+        now: Instant,
+    ) -> Result<(), Error> {
+        if !self.has_history() {
+            return Err(forgetful());
+        }
+        // Nobody publishes or joins meanwhile.
+        let topology = self.topology.write();
+        let Some(queue) = topology.groups.get(subscription) else {
+            let message = "the group has no such subscription; check group and pattern";
+            return Err(
+                Error::new(ErrorKind::NotFound, message).with_context("subscription", subscription)
+            );
+        };
+        drop(self.history.lock().since(start)?);
+        if !queue.empty() {
+            return Err(members_running(subscription));
+        }
+        self.replay(queue, start, now)
+    }
+
+    /// Puts what the history holds from `start` on into a queue that nobody publishes to at the moment.
+    fn replay(&self, queue: &Queue, start: &Start, now: Instant) -> Result<(), Error> {
+        let pattern = &queue.subscription.pattern;
+        if !self.has_history() || pattern.is_dead_letters() {
+            return Ok(());
+        }
+        let history = self.history.lock();
+        let mut state = queue.lock();
+        for event in history.since(start)? {
+            if pattern.matches(event.message.subject()) {
+                let due = event.due.filter(|due| *due > now);
+                state.push(&event.message, due, None, Some(event.number));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_history(&self) -> bool {
+        self.config().history > 0
+    }
+
+    /// Keeps an event for those who want it later; its number in the history, if there is one.
+    pub(super) fn keep(
+        &self,
+        message: &Message,
+        due: Option<Instant>,
+        clock: &dyn Clock,
+    ) -> Option<u64> {
+        let config = self.config();
+        if config.history == 0 {
+            return None;
+        }
+        let bounds = (config.history, config.queue_bytes);
+        let number = self.history.lock().keep(message, due, clock.wall(), bounds);
+        Some(number)
     }
 
     /// Forgets a broadcast subscription and what waits in it.
@@ -375,10 +454,16 @@ impl Topology {
                 continue;
             }
             for (message, letter) in store.earliest(&subscription.pattern) {
-                state.push(&message, None, letter.filter(|_: &Letter| !private));
+                state.push(&message, None, letter.filter(|_: &Letter| !private), None);
             }
         }
     }
+}
+
+fn forgetful() -> Error {
+    no_history(
+        "memory keeps no history; set `history` in its section, as in `[transports.main.memory]`, to how many events are kept",
+    )
 }
 
 /// Whether a consumer may share a queue that exists.

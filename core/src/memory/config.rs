@@ -27,6 +27,9 @@ pub struct MemoryConfig {
     pub dead_letters: usize,
     /// The largest payload, in bytes. Default: 1 MiB.
     pub max_payload: usize,
+    /// How many of the last events are kept for replay, whether they were handled or not, and in no more bytes than
+    /// `queue_bytes`. Default: 0, none.
+    pub history: usize,
 }
 
 impl Default for MemoryConfig {
@@ -36,6 +39,7 @@ impl Default for MemoryConfig {
             queue_bytes: 64 * 1024 * 1024,
             dead_letters: 10_000,
             max_payload: 1024 * 1024,
+            history: 0,
         }
     }
 }
@@ -69,6 +73,13 @@ impl MemoryConfig {
         self
     }
 
+    /// Sets how many of the last events are kept for replay; 0 for none.
+    #[must_use]
+    pub fn with_history(mut self, events: usize) -> Self {
+        self.history = events;
+        self
+    }
+
     /// Reads a transport's configuration: a bare `memory://`, and the section.
     pub(super) fn from_transport(config: &TransportConfig) -> Result<Self, Error> {
         refuse_what_only_a_server_has(config)?;
@@ -78,6 +89,7 @@ impl MemoryConfig {
             queue_bytes,
             dead_letters,
             max_payload,
+            history: _,
         } = section;
         let bounds = [
             ("queue", queue),

@@ -11,16 +11,19 @@
 //! | a broadcast subscription | its queue ends with its consumer |
 //! | retry later | the queue holds the copy until it is due |
 //! | a dead letter | a bounded store per group, declared before anything is delivered |
+//! | replay | the last events, as many as `history` says; none by default |
 //! | a call | straight to whoever serves the pattern; fails at once where nobody does |
 //!
 //! The URL is `memory://`. The `[transports.NAME.memory]` section is a [`MemoryConfig`]. As there is nobody else who
 //! could create a queue, `provision = "none"` is the same as `"create"`; `"verify"` fails for a group's subscription
-//! that nobody created before. Retention does not apply: what waits is bounded by number and size.
+//! that nobody created before. Retention does not apply: what waits, and what is kept for replay, is bounded by number and size.
+//! An event that no subscription and no store takes is not kept for replay either.
 
 mod backlog;
 mod broker;
 mod calls;
 mod config;
+mod history;
 mod publisher;
 mod queue;
 mod room;

@@ -78,7 +78,8 @@ fn push_alone(connection: &Connection, entry: &Entry) -> bool {
         if !state.has_room(message.byte_len()) {
             return None;
         }
-        state.push(message, None, None);
+        let kept = broker.keep(message, None, &*connection.clock);
+        state.push(message, None, None, kept);
         let mut wakers = Wakers::new();
         if state.is_awaited() {
             state.wakers(&mut wakers);
@@ -255,16 +256,22 @@ impl<'a> Open<'a> {
             }
             return Err(full);
         }
-        for store in &route.stores {
+        let due = not_before.filter(|due| *due > self.connection.clock.now());
+        let broker = &self.connection.broker.0;
+        let kept = match route.letters {
+            None => broker.keep(message, due, &*self.connection.clock),
+            Some(_) => None,
+        };
+        // What is in the history is there for a new group.
+        for store in route.stores.iter().filter(|_| kept.is_none()) {
             store.keep(message);
         }
-        let due = not_before.filter(|due| *due > self.connection.clock.now());
         for (state, queue) in self.states.iter_mut().zip(&route.queues) {
             // A queue that may lose messages keeps nobody waiting.
             if state.has_room(size) {
                 let grouped = queue.subscription.group.is_some();
                 let letter = letter.as_ref().filter(|_| grouped).cloned();
-                state.push(message, due, letter);
+                state.push(message, due, letter, kept);
             } else {
                 self.dropped += 1;
             }
@@ -313,7 +320,7 @@ fn push_copy(connection: &Connection, subscription: &SubscriptionId, entry: &Ent
     let is_later = |due: &Instant| *due > connection.clock.now();
     let mut wakers = Wakers::new();
     let mut state = queue.lock();
-    state.push(message, not_before.filter(is_later), None);
+    state.push(message, not_before.filter(is_later), None, None);
     state.wakers(&mut wakers);
     drop(state);
     wakers.into_iter().for_each(std::task::Waker::wake);

@@ -103,6 +103,9 @@ impl Queue {
                 taken += 1;
             }
         }
+        if taken == 0 && backlog.is_over() {
+            return Taken::End;
+        }
         if taken == 0 {
             backlog.park(member, cx.waker());
         }
@@ -186,6 +189,20 @@ impl Queue {
     pub(super) fn leave(&self, member: usize) {
         self.give_back(member);
         self.backlog.lock().leave(member);
+    }
+
+    /// Drops all that waits, for something else to be put in its place; `false` where somebody is at work.
+    pub(super) fn empty(&self) -> bool {
+        let mut backlog = self.backlog.lock();
+        if backlog.is_consumed() || backlog.unsettled() > 0 {
+            return false;
+        }
+        let dropped = backlog.clear();
+        let free = backlog.free();
+        drop(backlog);
+        drop(dropped);
+        self.room.offer(free);
+        true
     }
 
     /// Drops all that waits: the subscription is gone. Publishers that wait for it look for another way.

@@ -13,7 +13,7 @@ use super::transport::{Connection, End, closed};
 use crate::Error;
 use crate::clock::Sleep;
 use crate::pattern::publish_subscribe::{
-    Incoming, Received, Settle, SettleBatch, Spec, Store, Stored, Subscriber,
+    Incoming, Received, Settle, SettleBatch, Spec, Start, Store, Stored, Subscriber, SubscriptionId,
 };
 use crate::pattern::{Batch, Progress, PullResult, Pulled};
 
@@ -30,7 +30,8 @@ impl MemorySubscriber {
 
     fn open(&self, spec: &Spec) -> Result<Box<dyn Incoming>, Error> {
         self.connection.check_open()?;
-        let queue = self.connection.broker.0.open(spec)?;
+        let now = self.connection.clock.now();
+        let queue = self.connection.broker.0.open(spec, now)?;
         let consumer = Consumer::join(Arc::clone(&self.connection), queue, spec.window);
         // A close that came between the check and the tie ended everybody but us.
         self.connection.check_open()?;
@@ -58,6 +59,12 @@ impl Subscriber for MemorySubscriber {
     async fn stored(&self, group: &str) -> Result<Vec<Stored>, Error> {
         self.connection.check_open()?;
         Ok(self.connection.broker.0.stored(group))
+    }
+
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error> {
+        self.connection.check_open()?;
+        let now = self.connection.clock.now();
+        self.connection.broker.0.reset(subscription, start, now)
     }
 }
 

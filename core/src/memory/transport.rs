@@ -98,7 +98,10 @@ fn capabilities(config: &MemoryConfig) -> Capabilities {
         durable: Support::Unsupported,
         groups: Support::Native,
         order: OrderScope::KeyInGroup,
-        replay: Support::Unsupported,
+        replay: match config.history {
+            0 => Support::Unsupported,
+            _ => Support::Native,
+        },
         return_after: Support::Native,
         delivery_count: DeliveryCount::Exact,
         confirm: Support::Native,

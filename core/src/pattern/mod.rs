@@ -6,6 +6,7 @@
 
 pub mod publish_subscribe;
 pub mod request_reply;
+mod start;
 pub mod streaming;
 mod unanswered;
 

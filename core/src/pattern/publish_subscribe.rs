@@ -10,8 +10,9 @@ use async_trait::async_trait;
 use smallvec::SmallVec;
 use smol_str::SmolStr;
 
+pub use super::start::{Start, Until};
 use super::{Batch, Progress, PullResult, Tag};
-use crate::{Error, ErrorKind, Message, Pattern, Subject};
+use crate::{Error, ErrorKind, Message, Pattern, Position, Subject};
 
 /// Hands messages to the wire.
 pub trait Publisher: fmt::Debug + Send + Sync {
@@ -44,6 +45,13 @@ pub trait Subscriber: fmt::Debug + Send + Sync {
 
     /// The subscriptions that the wire holds for `group`, with their backlogs; empty where it cannot tell.
     async fn stored(&self, group: &str) -> Result<Vec<Stored>, Error>;
+
+    /// Moves a group's subscription, so that its next member begins at `start`: forward and back, within what the wire keeps.
+    ///
+    /// The adapter must refuse with [`members_running`] while the group has members, with
+    /// [`NotFound`](ErrorKind::NotFound) where there is no such subscription, and with
+    /// [`Unsupported`](ErrorKind::Unsupported), naming the reason, where nothing is kept. What waits for a retry is left alone.
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error>;
 }
 
 /// The messages of one subscription.
@@ -120,16 +128,6 @@ pub enum Order {
     KeyInGroup,
 }
 
-/// Where a new group begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Start {
-    /// With the oldest message that the wire still holds.
-    Earliest,
-    /// With the next message that is published.
-    Latest,
-}
-
 /// What an adapter may do to the broker's objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -198,8 +196,13 @@ pub struct Spec {
     pub guarantee: Guarantee,
     /// [`Order::KeyInGroup`] asks the wire; the others are core's business.
     pub order: Order,
-    /// Where a group that is new to the wire begins.
+    /// Where a group that is new to the wire begins, or a subscription without one. What lies beyond either end of what is
+    /// kept is that end. A start that [needs history](Start::needs_history) must be refused as
+    /// [`Unsupported`](ErrorKind::Unsupported), naming the reason, where there is none.
     pub start: Start,
+    /// Where it ends by itself, with [`Pulled::End`](super::Pulled::End): also where there is nothing to deliver. For
+    /// subscriptions without a group. Must be refused like such a start.
+    pub until: Option<Until>,
     /// The most deliveries that may be unsettled at once.
     pub window: usize,
     /// What may be done to the broker's objects.
@@ -222,6 +225,7 @@ impl Spec {
             guarantee: Guarantee::AtLeastOnce,
             order: Order::Key,
             start,
+            until: None,
             window: 256,
             provision: Provision::Create,
             retention: Duration::from_secs(7 * 24 * 60 * 60),
@@ -246,6 +250,13 @@ impl Spec {
     #[must_use]
     pub fn with_start(mut self, start: Start) -> Self {
         self.start = start;
+        self
+    }
+
+    /// Sets where it ends.
+    #[must_use]
+    pub fn with_until(mut self, until: Option<Until>) -> Self {
+        self.until = until;
         self
     }
 
@@ -302,6 +313,8 @@ pub struct Received {
     pub deliveries: Option<u32>,
     /// The vendor's own message, for those who need it.
     pub native: Option<Native>,
+    /// Where it stands in what the wire keeps; none for a copy that was sent again.
+    pub position: Option<Position>,
 }
 
 impl Received {
@@ -313,6 +326,7 @@ impl Received {
             tag,
             deliveries: None,
             native: None,
+            position: None,
         }
     }
 }
@@ -638,4 +652,19 @@ impl Receipt {
 pub fn no_route(subject: &Subject) -> Error {
     let remedy = "no subscription takes this subject; start its handler first, or set `unrouted = \"warn\"` for the subject";
     Error::new(ErrorKind::NoRoute, remedy).with_context("subject", subject)
+}
+
+/// The error for the [reset](Subscriber::reset) of a group that is at work. For adapters.
+#[must_use]
+pub fn members_running(subscription: &SubscriptionId) -> Error {
+    let remedy =
+        "the group has members at work, which would go on where they are; stop them, then reset it";
+    Error::new(ErrorKind::Rejected, remedy).with_context("subscription", subscription)
+}
+
+/// The error for a subscription that would go back on a wire, or in a way, that keeps nothing. For adapters; `why` names the
+/// reason and the remedy.
+#[must_use]
+pub fn no_history(why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, why)
 }

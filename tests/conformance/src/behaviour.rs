@@ -52,6 +52,8 @@ pub enum Need {
     KeyOrderInGroup,
     /// A new group may begin with what was published before it.
     Replay,
+    /// Nothing is kept of what was delivered.
+    NoReplay,
     /// A delivery can be given back for later, by the wire itself.
     ReturnAfter,
     /// A delivery cannot be given back for later by the wire itself.
@@ -86,7 +88,7 @@ pub enum Need {
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::AtLeastOnce,
         Self::Durable,
         Self::NotDurable,
@@ -94,6 +96,7 @@ impl Need {
         Self::ConsumerOrder,
         Self::KeyOrderInGroup,
         Self::Replay,
+        Self::NoReplay,
         Self::ReturnAfter,
         Self::NoReturnAfter,
         Self::DeliveryCount,
@@ -125,6 +128,7 @@ impl Need {
             }
             Self::KeyOrderInGroup => declared.order >= OrderScope::KeyInGroup,
             Self::Replay => declared.replay.is_supported(),
+            Self::NoReplay => !declared.replay.is_supported(),
             Self::ReturnAfter => declared.return_after == Support::Native,
             Self::NoReturnAfter => declared.return_after != Support::Native,
             Self::DeliveryCount => declared.delivery_count == DeliveryCount::Exact,
@@ -152,6 +156,7 @@ impl Need {
             Self::ConsumerOrder => "order: none without a key",
             Self::KeyOrderInGroup => "order: not per key in group",
             Self::Replay => "replay: no",
+            Self::NoReplay => "replay: yes",
             Self::ReturnAfter => "return_after: not native",
             Self::NoReturnAfter => "return_after: native",
             Self::DeliveryCount => "delivery_count: not exact",

@@ -7,7 +7,8 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::Progress;
 use anywire::pattern::publish_subscribe::{
-    Incoming, PublishBatch, Published, Publisher, Spec, Store, Stored, Subscriber,
+    Incoming, PublishBatch, Published, Publisher, Spec, Start, Store, Stored, Subscriber,
+    SubscriptionId,
 };
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
 use anywire::pattern::streaming::Streamer;
@@ -206,5 +207,9 @@ impl Subscriber for Switched<dyn Subscriber> {
 
     async fn stored(&self, group: &str) -> Result<Vec<Stored>, Error> {
         self.inner.stored(group).await
+    }
+
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error> {
+        self.inner.reset(subscription, start).await
     }
 }

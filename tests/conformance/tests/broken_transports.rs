@@ -100,7 +100,43 @@ fn ignoring_the_deadline_is_caught() {
 fn ignoring_the_delay_is_caught() {
     caught(
         Fault::IgnoresTheDelay,
-        &["q01_a_delayed_message_comes_in_time_and_not_before"],
+        &[
+            "q01_a_delayed_message_comes_in_time_and_not_before",
+            "q01_a_calendar_time_is_kept_and_one_that_has_passed_is_at_once",
+        ],
+    );
+}
+
+#[test]
+fn ignoring_the_start_is_caught() {
+    caught(
+        Fault::IgnoresTheStart,
+        &[
+            "g01_a_new_group_begins_where_it_is_told",
+            "g01_a_new_group_begins_at_a_time_or_a_position",
+            "g10_a_private_copy_seeks_within_what_is_kept_and_no_further",
+        ],
+    );
+}
+
+#[test]
+fn ignoring_the_end_is_caught() {
+    caught(Fault::IgnoresTheEnd, &["g11_a_bounded_read_ends_by_itself"]);
+}
+
+#[test]
+fn moving_no_group_is_caught() {
+    caught(
+        Fault::ResetsNothing,
+        &["g12_a_group_is_moved_while_nobody_is_at_work"],
+    );
+}
+
+#[test]
+fn moving_a_group_at_work_is_caught() {
+    caught(
+        Fault::ResetsGroupsAtWork,
+        &["g12_a_group_is_moved_while_nobody_is_at_work"],
     );
 }
 

@@ -29,6 +29,23 @@ fn the_defaults_of_a_handler() {
 }
 
 #[test]
+fn a_start_is_a_time_or_a_position_too() {
+    let start = |text: &str| {
+        let handler = placed(&file(&format!("[handlers.placed]\nstart = '{text}'\n")));
+        let printed = handler.to_string();
+        assert!(
+            printed.contains(&format!("handlers.placed.start = \"{text}\"")),
+            "{printed}"
+        );
+        handler.start
+    };
+    let time = humantime::parse_rfc3339("2026-11-01T00:00:00Z").unwrap();
+    assert_eq!(start("2026-11-01T00:00:00Z"), Start::At(time));
+    let position = "orders.placed/2/4711@1700000000000";
+    assert_eq!(start(position), Start::Position(position.parse().unwrap()));
+}
+
+#[test]
 fn every_key_of_a_handler_is_read() {
     let handler = placed(&file(&format!(
         "{LOG}[handlers.placed]\ngroup = 'billing'\nconcurrency = 1\ntimeout = '2s'\nretry = ['3s']\ndelivery = 'at_most_once'\norder = 'key-in-group'\nafter_failure = 'hold'\nstart = 'latest'\ntransport = 'log'\nprovision = 'none'\ncodec = 'json'\n"

@@ -83,6 +83,11 @@ fn a_value_of_the_wrong_kind_names_place_key_and_what_is_expected() {
         ("[defaults]\norder = 'strict'", "\"key-in-group\""),
         ("[defaults]\nafter_failure = 'stop'", "\"hold\""),
         ("[defaults]\nstart = 'now'", "\"earliest\""),
+        (
+            "[defaults]\nstart = '2026-13-01T00:00:00Z'",
+            "a time such as",
+        ),
+        ("[defaults]\nstart = 2026-11-01T00:00:00Z", "a time such as"),
         ("[defaults]\nbroadcast = 'yes'", "true or false"),
         ("[defaults]\ncodec = 'xml'", "\"json\""),
         ("[defaults]\ntransport = 'main'", "`events` or `calls`"),

@@ -6,6 +6,7 @@ mod calls;
 mod dead_letters;
 mod events;
 mod overload;
+mod replay;
 mod settling;
 
 use std::sync::Arc;

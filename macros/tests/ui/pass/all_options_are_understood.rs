@@ -31,7 +31,7 @@ impl Shop {
         Ok(())
     }
 
-    #[event_pattern("shop.moved", broadcast, delivery = "at_most_once", order = "none", after_failure = "pass")]
+    #[event_pattern("shop.moved", broadcast, delivery = "at_most_once", order = "none", after_failure = "pass", start = "2026-11-01T00:00:00Z")]
     async fn moved(&self, _: Ignore) -> Result<()> {
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod basic;
 pub mod batches;
 pub mod configuration;
 pub mod dead_letters;
+pub mod delay;
 pub mod draining;
 pub mod faults;
 pub mod fidelity;
@@ -18,6 +19,7 @@ pub mod observability;
 pub mod ordering;
 pub mod publishing;
 pub mod redelivery;
+pub mod replay;
 pub mod request_reply;
 pub mod retrying;
 pub mod settlement;
@@ -43,12 +45,14 @@ const SECTIONS: &[&[Behaviour]] = &[
     retrying::ALL,
     ordering::ALL,
     groups::ALL,
+    replay::ALL,
     lifecycle::ALL,
     shutdown::ALL,
     draining::ALL,
     backpressure::ALL,
     batches::ALL,
     publishing::ALL,
+    delay::ALL,
     faults::ALL,
     dead_letters::ALL,
     request_reply::ALL,
@@ -77,6 +81,7 @@ mod tests {
             include_str!("batches.rs"),
             include_str!("configuration.rs"),
             include_str!("dead_letters.rs"),
+            include_str!("delay.rs"),
             include_str!("draining.rs"),
             include_str!("faults.rs"),
             include_str!("fidelity.rs"),
@@ -87,6 +92,7 @@ mod tests {
             include_str!("ordering.rs"),
             include_str!("publishing.rs"),
             include_str!("redelivery.rs"),
+            include_str!("replay.rs"),
             include_str!("request_reply.rs"),
             include_str!("retrying.rs"),
             include_str!("settlement.rs"),

@@ -1,6 +1,6 @@
-//! L: what a publish says is true. And Q: publishing for later.
+//! L: what a publish says is true.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anywire::pattern::publish_subscribe::{Entry, Published};
 use anywire::{ErrorKind, Guarantee};
@@ -16,8 +16,6 @@ behaviours! {
     l07_a_repeated_id_is_accepted_and_delivered_once: [Dedup],
     l08_what_was_confirmed_before_close_is_there_after_it: [],
     l09_a_publisher_survives_its_failures: [],
-    q01_a_delayed_message_comes_in_time_and_not_before: [Delay],
-    q02_a_delay_is_refused_where_there_is_none: [NoDelay],
 }
 
 /// Confirmed means stored: SIGKILL right after the last confirm, and all of it is there.
@@ -162,45 +160,4 @@ pub async fn l09_a_publisher_survives_its_failures(test: &Test) {
         assert_eq!(delivery.message.id(), message.id());
         delivery.ack().await;
     }
-}
-
-/// Not before its time, not long after it, and others pass it.
-pub async fn q01_a_delayed_message_comes_in_time_and_not_before(test: &Test) {
-    let client = test.connect().await;
-    let mut subscription = client.subscribe(test.spec("group", "events")).await;
-    let delay = Duration::from_secs(1);
-    let (late, start) = (test.message("events", "late"), Instant::now());
-    let due = test.clock().now() + delay;
-    let entry = Entry::new(late.clone()).with_not_before(Some(due));
-    client
-        .try_send(entry)
-        .await
-        .expect("the delayed message is accepted");
-    client.send(test.message("events", "prompt")).await;
-    let prompt = subscription.next().await;
-    assert_eq!(prompt.message.payload(), "prompt");
-    prompt.ack().await;
-    let delivery = subscription.next().await;
-    let waited = start.elapsed();
-    crate::assert_intact(&late, &delivery.message);
-    assert!(
-        waited >= delay && waited < delay + Duration::from_secs(2),
-        "it came after {waited:?}"
-    );
-    delivery.ack().await;
-}
-
-/// Never an immediate delivery instead.
-pub async fn q02_a_delay_is_refused_where_there_is_none(test: &Test) {
-    let client = test.connect().await;
-    let mut subscription = client.subscribe(test.spec("group", "events")).await;
-    let due = test.clock().now() + Duration::from_secs(60);
-    let entry = Entry::new(test.message("events", "late")).with_not_before(Some(due));
-    let refused = client.try_send(entry).await.expect_err("there is no delay");
-    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
-    client.send(test.message("events", "control")).await;
-    let delivery = subscription.next().await;
-    assert_eq!(delivery.message.payload(), "control");
-    delivery.ack().await;
-    subscription.stays_quiet().await;
 }

@@ -10,7 +10,7 @@ use anywire::clock::Clock;
 use anywire::config::TransportConfig;
 use anywire::pattern::publish_subscribe::{
     Entry, Incoming, PublishBatch, Published, Publisher, Received, Settle, SettleBatch, Settlement,
-    Spec, Store, Stored, Subscriber, SubscriptionId, Target,
+    Spec, Start, Store, Stored, Subscriber, SubscriptionId, Target,
 };
 use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
 use anywire::pattern::streaming::Streamer;
@@ -37,6 +37,10 @@ pub(crate) enum Fault {
     LosesHeaders,
     IgnoresTheDeadline,
     IgnoresTheDelay,
+    IgnoresTheStart,
+    IgnoresTheEnd,
+    ResetsNothing,
+    ResetsGroupsAtWork,
     ReportsUnknownAsAccepted,
     HidesThatNobodyListens,
     SettlesAStaleTag,
@@ -267,6 +271,12 @@ impl Subscriber for Broken {
             if self.is(Fault::IgnoresTheWindow) {
                 spec.window = 100_000;
             }
+            if self.is(Fault::IgnoresTheStart) {
+                spec.start = Start::Earliest;
+            }
+            if self.is(Fault::IgnoresTheEnd) {
+                spec.until = None;
+            }
         }
         let opened = self.inner.subscriber().subscribe(&specs).await;
         let wrap = |(opened, spec): (Result<_, _>, Spec)| {
@@ -288,6 +298,21 @@ impl Subscriber for Broken {
 
     async fn stored(&self, group: &str) -> Result<Vec<Stored>, Error> {
         self.inner.subscriber().stored(group).await
+    }
+
+    async fn reset(&self, subscription: &SubscriptionId, start: &Start) -> Result<(), Error> {
+        if self.is(Fault::ResetsNothing) {
+            return Ok(());
+        }
+        let reset = self.inner.subscriber().reset(subscription, start).await;
+        match reset {
+            Err(error)
+                if error.kind() == ErrorKind::Rejected && self.is(Fault::ResetsGroupsAtWork) =>
+            {
+                Ok(())
+            }
+            reset => reset,
+        }
     }
 }
 

@@ -42,7 +42,7 @@ impl Harness for Memory {
     }
 
     fn config(&self) -> String {
-        r#"url = "memory://""#.to_owned()
+        "url = 'memory://'\n[transports.main.memory]\nhistory = 100000".to_owned()
     }
 
     fn raw(&self) -> Option<&dyn Raw> {
