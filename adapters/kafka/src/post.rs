@@ -9,8 +9,10 @@ use anywire::{Error, ErrorKind, Message};
 use async_trait::async_trait;
 use smol_str::{SmolStr, ToSmolStr};
 
-use crate::calls::{self, address, replies, send_by_the_way};
+use crate::calls::{self, send_by_the_way};
 use crate::publisher::too_large;
+use crate::replies::replies;
+use crate::server::address;
 use crate::transport::Connection;
 use crate::wire::{Address, Sending};
 

@@ -3,11 +3,14 @@
 //! Each partition has a queue of its own in the library; back-pressure is not to take from it. The thread sleeps until a
 //! queue has something, somebody made room, or something is due.
 
+mod farewell;
+mod interest;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anywire::{Pattern, Trail};
+use anywire::Trail;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -15,15 +18,15 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::Offset;
 
-use crate::config::Rule;
 use crate::group::{Group, Kind};
 use crate::lane::{First, Lane, Route};
 use crate::member::{self, Gained, Member};
 use crate::names;
-use crate::producer;
 use crate::pulse::{self, Pulse};
 use crate::shelf::{Fresh, PartitionKey, Position, SubscriptionKey, Targets};
 use crate::wire;
+
+pub(crate) use interest::interested;
 
 /// How much is taken from one partition before it is another one's turn.
 const TURN: usize = 256;
@@ -31,21 +34,11 @@ const TURN: usize = 256;
 const NAP: Duration = Duration::from_secs(1);
 /// How long after a failure the next try is made.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long the brokers may take to list their topics.
-const LIST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a consumer stays in its group that nobody wants anything of, and how long leaving it may take.
 const FAREWELL: Duration = Duration::from_millis(200);
-/// How long the last positions are told again, where the broker does not take them: a group that is being put in order takes none.
-const LAST_PATIENCE: Duration = Duration::from_secs(3);
-/// How long it may take to say that it has them.
-const LAST_ANSWER: Duration = Duration::from_millis(500);
-/// How soon they are told again.
-const LAST_PAUSE: Duration = Duration::from_millis(50);
 /// How long what comes for a subscription that has left waits for it, where others of its group stay; and how long copies wait
 /// for one that has not come yet, after the consumer has begun.
 const BURIAL: Duration = Duration::from_secs(10);
-/// How long a consumer is kept that nobody wants: who comes back soon need not wait for a new one.
-const IDLE: Duration = Duration::from_secs(10);
 
 /// The life of a consumer.
 pub(crate) fn run(group: &Arc<Group>) {
@@ -67,15 +60,6 @@ pub(crate) fn run(group: &Arc<Group>) {
             }
         }
     }
-}
-
-/// Those who are interested in a topic.
-pub(crate) fn interested(group: &Group, topic: &str) -> Targets {
-    let route = Route::of(topic, &group.settings.rules);
-    let shelf = group.shelf.lock();
-    let all = shelf.subscriptions();
-    let mine = all.filter(|(_, id)| route.may_bring(&id.pattern));
-    mine.map(|(key, _)| key).collect()
 }
 
 /// A consumer was of no use any more.
@@ -135,147 +119,6 @@ impl<'a> Reader<'a> {
         let failed = self.failed;
         self.finish();
         if failed { Err(GivenUp) } else { Ok(()) }
-    }
-
-    /// Subscribes to what the subscriptions want.
-    fn follow_subscriptions(&mut self) {
-        self.group.shelf.lock().bury(BURIAL);
-        let versions = (
-            self.group.shelf.lock().version(),
-            self.group.known_version(),
-        );
-        if self.versions == Some(versions) {
-            return;
-        }
-        self.versions = Some(versions);
-        let wanted = self.wanted();
-        if !wanted.is_empty() {
-            self.deserted = None;
-        }
-        let joins = wanted != self.subscribed && !wanted.is_empty();
-        self.group.joins(joins);
-        let stays = wanted.is_empty() && !self.subscribed.is_empty() && self.group.kind.commits();
-        if stays && !self.deserted() {
-            self.versions = None;
-        } else if wanted != self.subscribed {
-            let list: Vec<&str> = wanted.iter().map(String::as_str).collect();
-            let subscribed = match list.is_empty() {
-                true => {
-                    if self.tells() {
-                        self.tell_last();
-                    }
-                    self.consumer.unsubscribe();
-                    Ok(())
-                }
-                false => {
-                    // Else the library takes the topics for those that it knew last, and looks again when it is time.
-                    let _ = self.consumer.fetch_metadata(None, LIST_PATIENCE);
-                    self.consumer.subscribe(&list)
-                }
-            };
-            match subscribed {
-                Ok(()) => self.subscribed = wanted,
-                Err(error) => {
-                    tracing::warn!(group = ?self.group.kind, %error, "topics cannot be subscribed to");
-                    self.versions = None;
-                    std::thread::park_timeout(PAUSE);
-                }
-            }
-        }
-        let mut lanes = std::mem::take(&mut self.lanes);
-        for lane in &mut lanes {
-            let before = lane.keys.clone();
-            self.aim(lane);
-            self.begin(lane, &before);
-        }
-        self.lanes = lanes;
-        self.group.follows(versions.0);
-    }
-
-    /// Finds out where those begin who have come to a partition that is read already, and want only what is new. The
-    /// others of a group begin where it is.
-    fn begin(&self, lane: &mut Lane, before: &Targets) {
-        let keys = lane.keys.clone();
-        lane.begins.retain(|(key, _)| keys.contains(key));
-        if !self.group.kind.is_private() {
-            return;
-        }
-        let new = keys.iter().filter(|key| !before.contains(*key));
-        let skips = |key: &&SubscriptionKey| {
-            let shelf = self.group.shelf.lock();
-            shelf.skips(&lane.topic, &[**key])
-        };
-        let new: Vec<SubscriptionKey> = new.filter(skips).copied().collect();
-        if !new.is_empty() {
-            let end = member::end(&self.consumer, &lane.topic, lane.number).unwrap_or_default();
-            lane.begins.extend(new.into_iter().map(|key| (key, end)));
-        }
-    }
-
-    /// Whether nobody has wanted anything for a moment: it may be the end, and then the members leaves in one go.
-    fn deserted(&mut self) -> bool {
-        let since = *self.deserted.get_or_insert_with(Instant::now);
-        since.elapsed() >= FAREWELL
-    }
-
-    /// Whether nobody has wanted anything for long enough, and nobody may come any more.
-    fn retires(&mut self) -> bool {
-        if !self.subscribed.is_empty() {
-            self.idle = None;
-            return false;
-        }
-        let since = *self.idle.get_or_insert_with(Instant::now);
-        let idle = match self.group.kind {
-            Kind::Reader(_) => Duration::ZERO,
-            _ => IDLE,
-        };
-        since.elapsed() >= idle && self.group.shelf.lock().retire()
-    }
-
-    /// The topics and expressions of all subscriptions.
-    fn wanted(&self) -> BTreeSet<String> {
-        let mut wanted = BTreeSet::new();
-        let shelf = self.group.shelf.lock();
-        let all = shelf.subscriptions();
-        for (_, id) in all {
-            wanted.extend(topics(
-                &self.group.kind,
-                &id.pattern,
-                &self.group.settings.rules,
-            ));
-        }
-        drop(shelf);
-        if wanted.is_empty() {
-            return wanted;
-        }
-        if let Kind::Group(group) = &self.group.kind {
-            wanted.insert(names::retries(group));
-        }
-        wanted.extend(self.group.known().1);
-        wanted
-    }
-
-    /// Finds out who may get something of a lane.
-    fn aim(&self, lane: &mut Lane) {
-        let shelf = self.group.shelf.lock();
-        let all = shelf.entitled();
-        let mine = all.filter(|(_, id)| lane.route.may_bring(&id.pattern));
-        lane.targets = mine.map(|(key, id)| (key, id.clone())).collect();
-        lane.keys = lane.targets.iter().map(|(key, _)| *key).collect();
-        let strays = shelf.strays();
-        let Some(first) = lane.first.take() else {
-            return;
-        };
-        // Whoever it was for may have left meanwhile, or have come.
-        let targets = match lane.route {
-            Route::Copies => lane.targets_of(first.to.as_deref(), strays),
-            _ => lane.keys.clone(),
-        };
-        let fresh = Fresh {
-            targets,
-            ..first.fresh
-        };
-        lane.first = Some(First { fresh, ..first });
     }
 
     /// Serves what the library has to say, until it has no more. What a partition brought before it had a queue of its own
@@ -715,59 +558,6 @@ impl<'a> Reader<'a> {
         }
         nap
     }
-
-    /// Tells the last positions, again where the group is just being put in order, and makes sure of them: nobody waits
-    /// without a limit for a broker that does not answer.
-    fn tell_last(&mut self) {
-        self.group.shelf.lock().tell_all_again();
-        let since = Instant::now();
-        while since.elapsed() < LAST_PATIENCE {
-            let positions = self.group.shelf.lock().positions();
-            member::commit(&self.consumer, &positions, CommitMode::Async);
-            let is_told = positions.is_empty()
-                || self.group.settings.health.is_down()
-                || member::has(&self.consumer, &positions, LAST_ANSWER);
-            if is_told {
-                return;
-            }
-            self.group.shelf.lock().tell_all_again();
-            self.poll_consumer();
-            std::thread::park_timeout(LAST_PAUSE);
-        }
-    }
-
-    /// Tells the last positions and leaves the group.
-    fn finish(mut self) {
-        if self.failed {
-            // Nobody says any more what is lost.
-            self.consumer.context().abandon();
-        } else if self.tells() {
-            self.tell_last();
-        }
-        if self.group.is_stopping() {
-            // Nobody waits for the goodbye.
-            self.group.shelf.lock().close();
-            self.group.told();
-        }
-        self.poll_consumer();
-        if !self.failed && self.consumer.context().owns_nothing() {
-            // A member that has no partitions and is closed does not tell its group, which then waits for it until its
-            // session is over. One that wants nothing any more does tell, when the group is in order.
-            self.consumer.unsubscribe();
-            let since = Instant::now();
-            while since.elapsed() < FAREWELL {
-                std::thread::park_timeout(FAREWELL / 10);
-                self.poll_consumer();
-            }
-        }
-        // The queues hold the consumer, which waits for its group when it is dropped.
-        self.lanes.clear();
-        if self.failed {
-            // One that has lost all brokers may wait for ever, and its successor must not.
-            let lost = self.consumer;
-            producer::apart(move || drop(lost));
-        }
-    }
 }
 
 /// Gives a partition a queue of its own.
@@ -781,28 +571,6 @@ fn split(
     let waker = Arc::clone(group);
     queue.set_nonempty_callback(move || waker.wake());
     Some(queue)
-}
-
-/// The topics and expressions of a pattern.
-fn topics(kind: &Kind, pattern: &Pattern, rules: &[Rule]) -> Vec<String> {
-    match kind {
-        Kind::Servers => return names::calls(pattern).into_iter().collect(),
-        Kind::Movers => return vec![names::delays()],
-        Kind::Group(_) | Kind::Fleeting(_) | Kind::Private | Kind::Reader(_) => {}
-    }
-    let mut wanted = Vec::new();
-    for rule in rules {
-        if let Some(topic) = &rule.topic.topic
-            && rule.pattern.overlaps(pattern)
-        {
-            wanted.push(topic.clone());
-            if rule.pattern.covers(pattern) {
-                return wanted;
-            }
-        }
-    }
-    wanted.extend(names::subscription(pattern));
-    wanted
 }
 
 /// Whether those who get a single record have room for it.

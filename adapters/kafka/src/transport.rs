@@ -18,7 +18,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, watch};
 
-use crate::calls::{KafkaRequester, KafkaResponder, Replies};
+use crate::calls::KafkaRequester;
 use crate::catalog::Catalog;
 use crate::config::{self, KafkaConfig};
 use crate::errand::{self, Errand};
@@ -30,6 +30,8 @@ use crate::names;
 use crate::post::KafkaPost;
 use crate::producer::{self, Producer};
 use crate::publisher::KafkaPublisher;
+use crate::replies::Replies;
+use crate::server::KafkaResponder;
 use crate::shelf::SeatKey;
 use crate::subscriber::KafkaSubscriber;
 use crate::subscription::Begin;
