@@ -32,7 +32,8 @@ impl Reader<'_> {
         }
         let since = *self.idle.get_or_insert_with(Instant::now);
         let idle = match self.group.kind {
-            Kind::Reader(_) => Duration::ZERO,
+            // Nobody comes to it a second time, but the first one may not have sat down yet.
+            Kind::Reader(_) if self.group.shelf.lock().version() > 0 => Duration::ZERO,
             _ => IDLE,
         };
         since.elapsed() >= idle && self.group.shelf.lock().retire()

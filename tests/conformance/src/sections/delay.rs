@@ -20,7 +20,9 @@ behaviours! {
 }
 
 /// How much later than its time an event may come.
-const TOLERANCE: Duration = Duration::from_secs(2);
+fn tolerance(test: &Test) -> Duration {
+    Duration::from_secs(2) + test.patience()
+}
 
 /// Which event, and when it came.
 type Came = (String, Instant);
@@ -35,12 +37,18 @@ fn handler(test: &Test, tell: Teller<Came>) -> Route {
 }
 
 /// The next one must be this, in its time.
-async fn comes(seen: &mut Sightings<Came>, event: &str, start: Instant, delay: Duration) {
+async fn comes(
+    test: &Test,
+    seen: &mut Sightings<Came>,
+    event: &str,
+    start: Instant,
+    delay: Duration,
+) {
     let (name, at) = seen.next().await;
     let waited = at.duration_since(start);
     assert_eq!(name, event, "after {waited:?}");
     assert!(
-        waited >= delay && waited < delay + TOLERANCE,
+        waited >= delay && waited < delay + tolerance(test),
         "{event} was to come after {delay:?}, and came after {waited:?}"
     );
 }
@@ -65,7 +73,7 @@ pub async fn q01_a_delayed_message_comes_in_time_and_not_before(test: &Test) {
     let waited = start.elapsed();
     crate::assert_intact(&late, &delivery.message);
     assert!(
-        waited >= delay && waited < delay + Duration::from_secs(2),
+        waited >= delay && waited < delay + tolerance(test),
         "it came after {waited:?}"
     );
     delivery.ack().await;
@@ -96,11 +104,11 @@ pub async fn q01_events_for_later_come_in_the_order_of_their_time(test: &Test) {
         "an emit for later waits for nobody"
     );
     for seen in [&mut seen, &mut others] {
-        comes(seen, "first", start, Duration::from_secs(3)).await;
-        comes(seen, "second", start, Duration::from_secs(5)).await;
-        comes(seen, "fourth", start, Duration::from_secs(6)).await;
-        comes(seen, "fourth", start, Duration::from_secs(6)).await;
-        comes(seen, "last", start, Duration::from_secs(7)).await;
+        comes(test, seen, "first", start, Duration::from_secs(3)).await;
+        comes(test, seen, "second", start, Duration::from_secs(5)).await;
+        comes(test, seen, "fourth", start, Duration::from_secs(6)).await;
+        comes(test, seen, "fourth", start, Duration::from_secs(6)).await;
+        comes(test, seen, "last", start, Duration::from_secs(7)).await;
         seen.stay_quiet().await;
     }
     app.shutdown().await.expect("it stops");
@@ -120,8 +128,8 @@ pub async fn q01_a_calendar_time_is_kept_and_one_that_has_passed_is_at_once(test
         .await
         .expect("the event is stored");
     emit("past", now - soon).await.expect("the event is stored");
-    comes(&mut seen, "past", start, Duration::ZERO).await;
-    comes(&mut seen, "later", start, soon).await;
+    comes(test, &mut seen, "past", start, Duration::ZERO).await;
+    comes(test, &mut seen, "later", start, soon).await;
     app.shutdown().await.expect("it stops");
 }
 
@@ -159,7 +167,7 @@ pub async fn q01_an_event_for_later_outlives_a_restart_of_the_broker(test: &Test
     };
     let due = start + delay;
     assert!(at >= due, "it came {:?} early", due - at);
-    let latest = due.max(back) + TOLERANCE;
+    let latest = due.max(back) + tolerance(test);
     assert!(at < latest, "it came {:?} late", at - due);
     app.shutdown().await.expect("it stops");
 }
