@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::health::{HandlerHealth, Health, TransportHealth};
 use crate::client::Client;
 use crate::clock::after;
-use crate::engine::{CallWork, Crew, EventWork, StreamWork};
+use crate::engine::{Crew, Work};
 use crate::{Error, ErrorKind};
 
 /// How long a shutdown waits for what cannot be waited for within the grace, in real time.
@@ -185,62 +185,19 @@ impl fmt::Debug for RunningApp {
     }
 }
 
-impl Member for Arc<Crew<EventWork>> {
+impl<W: Work> Member for Arc<Crew<W>> {
     fn health(&self) -> HandlerHealth {
         HandlerHealth {
             name: self.work().name().to_owned(),
             consuming: self.is_running(),
-            stuck: self.work().stuck.load(Ordering::Relaxed),
+            stuck: self.work().stuck(),
         }
     }
 
     fn stop(&self) -> BoxFuture<'static, Result<(), Error>> {
-        let source = Crew::stop(self);
-        Box::pin(async move {
-            match source {
-                Some(mut source) => source.stop().await,
-                None => Ok(()),
-            }
-        })
-    }
-}
-
-impl Member for Arc<Crew<CallWork>> {
-    fn health(&self) -> HandlerHealth {
-        HandlerHealth {
-            name: self.work().name().to_owned(),
-            consuming: self.is_running(),
-            stuck: 0,
+        match Crew::stop(self) {
+            Some(source) => W::stop(source),
+            None => Box::pin(std::future::ready(Ok(()))),
         }
-    }
-
-    fn stop(&self) -> BoxFuture<'static, Result<(), Error>> {
-        let source = Crew::stop(self);
-        Box::pin(async move {
-            match source {
-                Some(mut source) => source.stop().await,
-                None => Ok(()),
-            }
-        })
-    }
-}
-
-impl Member for Arc<Crew<StreamWork>> {
-    fn health(&self) -> HandlerHealth {
-        HandlerHealth {
-            name: self.work().name().to_owned(),
-            consuming: self.is_running(),
-            stuck: 0,
-        }
-    }
-
-    fn stop(&self) -> BoxFuture<'static, Result<(), Error>> {
-        let source = Crew::stop(self);
-        Box::pin(async move {
-            match source {
-                Some(mut source) => source.stop().await,
-                None => Ok(()),
-            }
-        })
     }
 }

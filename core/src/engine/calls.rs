@@ -51,10 +51,6 @@ impl CallWork {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.invoke.scope.info.name
-    }
-
     async fn carry_on(self: Arc<Self>, job: CallJob, first: First) -> Paused<CallDone, CallJob> {
         let result = match first {
             First::Over(result) => result,
@@ -138,6 +134,14 @@ impl Work for CallWork {
     type Job = CallJob;
     type Done = CallDone;
     type Outbox = Vec<Reply>;
+
+    fn name(&self) -> &str {
+        &self.invoke.scope.info.name
+    }
+
+    fn stop(mut source: Self::Source) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(async move { source.stop().await })
+    }
 
     fn poll_pull(
         source: &mut Self::Source,

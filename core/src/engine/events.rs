@@ -53,7 +53,7 @@ pub(crate) struct EventWork {
     /// Deliveries that wait for one of our timers. The testing kit moves the clock when nothing else is left.
     pub(crate) waiting: Arc<AtomicUsize>,
     /// Deliveries whose copy cannot be stored: held, and the handler's health is red.
-    pub(crate) stuck: AtomicUsize,
+    stuck: AtomicUsize,
 }
 
 /// A delivery on its way through its handler.
@@ -95,10 +95,6 @@ impl EventWork {
             waiting,
             stuck: AtomicUsize::new(0),
         }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.invoke.scope.info.name
     }
 
     fn done(job: EventJob, settlement: Settlement) -> EventDone {
@@ -262,6 +258,18 @@ impl Work for EventWork {
     type Job = EventJob;
     type Done = EventDone;
     type Outbox = SettleBatch;
+
+    fn name(&self) -> &str {
+        &self.invoke.scope.info.name
+    }
+
+    fn stuck(&self) -> usize {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    fn stop(mut source: Self::Source) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(async move { source.stop().await })
+    }
 
     fn poll_pull(
         source: &mut Self::Source,

@@ -14,4 +14,4 @@ pub(crate) use calls::CallWork;
 pub(crate) use events::{EventSettings, EventWork};
 pub(crate) use retry::{LONGEST, Schedule};
 pub(crate) use streams::StreamWork;
-pub(crate) use worker::Crew;
+pub(crate) use worker::{Crew, Work};

@@ -50,10 +50,6 @@ impl StreamWork {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.invoke.scope.info.name
-    }
-
     async fn run(self: Arc<Self>, job: StreamJob) -> Paused<StreamJob, StreamJob> {
         let end = {
             let stopped = pin!(job.stopped.cancelled());
@@ -139,6 +135,14 @@ impl Work for StreamWork {
     type Job = StreamJob;
     type Done = StreamJob;
     type Outbox = Vec<Box<dyn Door>>;
+
+    fn name(&self) -> &str {
+        &self.invoke.scope.info.name
+    }
+
+    fn stop(mut source: Self::Source) -> BoxFuture<'static, Result<(), Error>> {
+        Box::pin(async move { source.stop().await })
+    }
 
     fn poll_pull(
         source: &mut Self::Source,

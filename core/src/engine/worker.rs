@@ -43,6 +43,17 @@ pub(crate) trait Work: Send + Sync + Sized + 'static {
     /// Ends that wait to be flushed together.
     type Outbox: Default + Send;
 
+    /// The name of the handler.
+    fn name(&self) -> &str;
+
+    /// How many deliveries are held that cannot go on.
+    fn stuck(&self) -> usize {
+        0
+    }
+
+    /// Lets the source bring no more.
+    fn stop(source: Self::Source) -> BoxFuture<'static, Result<(), Error>>;
+
     fn poll_pull(
         source: &mut Self::Source,
         cx: &mut Context<'_>,
