@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use tracing::Instrument;
 
-use crate::Failure;
 use crate::clock::{Clock, Sleep};
 use crate::context::{Context, Scope};
+use crate::failure::one_line;
 use crate::handler::{Erased, HandlerFuture, Output, Rejection, no_future};
 use crate::layer::{Layer, Next};
 use crate::router::HandlerKind;
+use crate::{Failure, MessageId, RemoteError};
 
 /// Calls one handler.
 pub(crate) struct Invoke {
@@ -152,6 +153,21 @@ impl Invoke {
 
     fn timed_out(&self) -> Failure {
         Failure::transient(format!("the attempt took longer than {:?}", self.timeout))
+    }
+
+    /// What the caller is told of a call that failed.
+    pub(super) fn refusal(&self, context: &Context, failed: Failed) -> RemoteError {
+        match failed {
+            Failed::Undecodable(error) => {
+                RemoteError::new(RemoteError::INVALID_PAYLOAD, one_line(&error))
+            }
+            Failed::By(failure) => failure.to_remote(|| {
+                let error_id = MessageId::random().to_string();
+                let (handler, subject) = (&self.scope.info.name, context.subject());
+                tracing::error!(%handler, %subject, error_id, error = %failure, "the call failed");
+                error_id
+            }),
+        }
     }
 }
 

@@ -11,12 +11,11 @@ use super::worker::{Paused, Started, Work};
 use crate::client::error_reply;
 use crate::clock::after;
 use crate::context::Context;
-use crate::failure::one_line;
 use crate::handler::{HandlerFuture, Output};
 use crate::pattern::request_reply::{IncomingCalls, ReceivedCall, Replier, Reply};
 use crate::pattern::{Batch, Progress, PullResult, Tag};
 use crate::telemetry::HandlerMetrics;
-use crate::{Error, Message, MessageId, RemoteError};
+use crate::{Error, Message, RemoteError};
 
 /// The calls to one pattern.
 pub(crate) struct CallWork {
@@ -74,7 +73,7 @@ impl CallWork {
                 reply
             }
             Ok(Err(error)) => self.refuse(&job.context, &error),
-            Err(failed) => self.refuse(&job.context, &self.refusal(&job.context, failed)),
+            Err(failed) => self.refuse(&job.context, &self.invoke.refusal(&job.context, failed)),
         };
         CallDone {
             job,
@@ -111,20 +110,6 @@ impl CallWork {
         let reply = Message::new(context.subject().clone(), encoded.bytes)
             .with_content_type(encoded.content_type);
         self.too_large(&reply).map_or(Ok(reply), Err)
-    }
-
-    fn refusal(&self, context: &Context, failed: Failed) -> RemoteError {
-        match failed {
-            Failed::Undecodable(error) => {
-                RemoteError::new(RemoteError::INVALID_PAYLOAD, one_line(&error))
-            }
-            Failed::By(failure) => failure.to_remote(|| {
-                let error_id = MessageId::random().to_string();
-                let (handler, subject) = (self.name(), context.subject());
-                tracing::error!(handler, %subject, error_id, error = %failure, "the call failed");
-                error_id
-            }),
-        }
     }
 }
 

@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, Either, join_all, select};
 use tokio_util::sync::CancellationToken;
 
-use super::attempt::{Failed, First, Invoke};
+use super::attempt::{First, Invoke};
 use super::worker::{Paused, Started, Work};
 use crate::clock::after;
 use crate::context::Context;
-use crate::failure::one_line;
 use crate::handler::{HandlerFuture, Output, no_future};
 use crate::pattern::streaming::{Door, IncomingStreams, ReceivedStream};
 use crate::pattern::{Batch, PullResult};
 use crate::stream_handler::Ends;
 use crate::telemetry::HandlerMetrics;
-use crate::{Error, MessageId, RemoteError};
+use crate::{Error, RemoteError};
 
 /// How long an end may take to be sent.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -105,27 +104,13 @@ impl StreamWork {
                 self.metrics.handled.increment(1);
                 None
             }
-            Err(failed) => Some(self.refused(self.refusal(&job.context, failed))),
+            Err(failed) => Some(self.refused(self.invoke.refusal(&job.context, failed))),
         }
     }
 
     fn refused(&self, error: RemoteError) -> RemoteError {
         self.metrics.refused.increment(1);
         error
-    }
-
-    fn refusal(&self, context: &Context, failed: Failed) -> RemoteError {
-        match failed {
-            Failed::Undecodable(error) => {
-                RemoteError::new(RemoteError::INVALID_PAYLOAD, one_line(&error))
-            }
-            Failed::By(failure) => failure.to_remote(|| {
-                let error_id = MessageId::random().to_string();
-                let (handler, subject) = (self.name(), context.subject());
-                tracing::error!(handler, %subject, error_id, error = %failure, "the streaming call failed");
-                error_id
-            }),
-        }
     }
 }
 
