@@ -240,6 +240,59 @@ fn loop_calls(runtime: Runtime, callers: u64, count: u64) -> Measured {
     })
 }
 
+/// One stream of ticks, from a handler to a caller of the same app.
+fn our_stream(runtime: Runtime, count: u64) -> Measured {
+    runtime.run(async move {
+        let ticks = |count: u64| {
+            let ticks = (0..count).map(|id| Tick {
+                id,
+                quantity: 7,
+                price: 12.5,
+            });
+            futures::stream::iter(ticks.map(Ok::<_, anywire::Failure>))
+        };
+        let app = App::new("bench")
+            .url("memory://")
+            .router(Router::new().on_stream("bench.ticks", ticks));
+        let app = app.start().await.expect("starts");
+        let (start, before) = (Instant::now(), allocated());
+        let client = app.client();
+        let ticks = client.stream::<_, Tick>("bench.ticks", &count);
+        let mut ticks = ticks.await.expect("opens");
+        while let Some(tick) = ticks.next().await {
+            std::hint::black_box(tick.expect("comes"));
+        }
+        let measured = Measured::since(start, before, count);
+        app.shutdown().await.expect("stops");
+        measured
+    })
+}
+
+/// A channel with the window of a stream.
+fn loop_stream(runtime: Runtime, count: u64) -> Measured {
+    runtime.run(async move {
+        let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(256);
+        let (start, before) = (Instant::now(), allocated());
+        let producer = tokio::spawn(async move {
+            for id in 0..count {
+                let tick = Tick {
+                    id,
+                    quantity: 7,
+                    price: 12.5,
+                };
+                let bytes = serde_json::to_vec(&tick).expect("JSON");
+                sender.send(bytes).await.expect("open");
+            }
+        });
+        while let Some(bytes) = receiver.recv().await {
+            std::hint::black_box(serde_json::from_slice::<Tick>(&bytes).expect("JSON"));
+        }
+        let measured = Measured::since(start, before, count);
+        producer.await.expect("no panic");
+        measured
+    })
+}
+
 async fn echoes<F, Fut>(callers: u64, count: u64, ask: F) -> Measured
 where
     F: Fn(Tick) -> Fut + Clone + Send + 'static,
@@ -273,6 +326,8 @@ fn main() {
             our_events(runtime, count, Flavour::Plain)
         } else if only.starts_with("all") {
             our_events(runtime, count, Flavour::EmitAll)
+        } else if only.starts_with("stream") {
+            our_stream(runtime, count)
         } else if only.starts_with("careful") {
             careful_events(runtime, count)
         } else if only.starts_with("loop") {
@@ -304,6 +359,9 @@ fn main() {
         let (ours, baseline) = alternate(rounds, ours, || careful_events(runtime, events));
         let name = format!("event, against the careful loop, {runtime}");
         table.row(&name, ">= 1.00", &ours, &baseline);
+        let ours = || our_stream(runtime, events);
+        let (ours, baseline) = alternate(rounds, ours, || loop_stream(runtime, events));
+        table.row(&format!("stream, {runtime}"), ">= 0.60", &ours, &baseline);
         for callers in [64, 1] {
             let ours = || our_calls(runtime, callers, calls);
             let (ours, baseline) = alternate(rounds, ours, || loop_calls(runtime, callers, calls));

@@ -98,6 +98,52 @@ impl Wire {
         measured
     }
 
+    /// One stream of so many replies, from a handler to a caller.
+    pub async fn stream(self, size: usize, count: u64) -> Measured {
+        let subject = format!("{}.stream", fresh());
+        let (app, client) = self.streaming(&subject, size).await;
+        let (start, before) = (Instant::now(), allocated());
+        let replies = client.stream::<_, String>(subject.as_str(), &count);
+        let mut replies = replies.await.expect("opens");
+        while let Some(reply) = replies.next().await {
+            std::hint::black_box(reply.expect("comes"));
+        }
+        let measured = Measured::since(start, before, count);
+        stop(app, &client).await;
+        measured
+    }
+
+    /// Streams of one reply, one after the other: how long it takes until the first item is here.
+    pub async fn first_item(self, count: u64) -> Measured {
+        let subject = format!("{}.stream", fresh());
+        let (app, client) = self.streaming(&subject, 128).await;
+        let (caller, subject) = (client.clone(), subject.clone());
+        let measured = call(1, count, 1, move |_| {
+            let (client, subject) = (caller.clone(), subject.clone());
+            async move {
+                let replies = client.stream::<_, String>(subject.as_str(), &1_u64);
+                let mut replies = replies.await.expect("opens");
+                let first = replies.next().await.expect("one").expect("comes");
+                std::hint::black_box(first);
+            }
+        })
+        .await;
+        stop(app, &client).await;
+        measured
+    }
+
+    /// An app that answers with as many replies as it is asked for.
+    async fn streaming(&self, subject: &str, size: usize) -> (RunningApp, Client) {
+        let text = text(size);
+        let many = move |count: u64| {
+            let text = text.clone();
+            futures::stream::iter((0..count).map(move |_| Ok::<_, Failure>(text.clone())))
+        };
+        let router = Router::new().on_stream(subject, many);
+        let app = (self.0)().router(router).start().await.expect("starts");
+        (app, self.connect().await)
+    }
+
     /// At-least-once events to a store from which nobody takes meanwhile.
     pub async fn publish(self, size: usize, count: u64, sending: Sending) -> Measured {
         let subject = format!("{}.tick", fresh());

@@ -36,6 +36,26 @@ fn main() {
             }
         }
     }
+    let count = 100 * 1024 * extent.scale;
+    let name = "stream, emulated, 128 B";
+    if extent.wants(name) {
+        let (ours, raw) = alternate(
+            extent.rounds,
+            || Runtime::Two.run(wire.clone().stream(128, count)),
+            || Runtime::Two.run(raw::frames(raw.0.clone(), 128, count)),
+        );
+        table.row(name, ">= 0.70", &ours, &raw);
+    }
+    let name = "stream, first item against a call";
+    if extent.wants(name) {
+        let count = 2000 * extent.scale;
+        let (ours, raw) = alternate(
+            extent.rounds,
+            || Runtime::Two.run(wire.clone().first_item(count)),
+            || Runtime::Two.run(raw::calls(raw.0.clone(), 1, count)),
+        );
+        table.row(name, "-", &ours, &raw);
+    }
     rows(&mut table, &extent, &wire, &raw, 64 * 1024);
     if let Some(peak) = peak_memory() {
         println!("\npeak memory of the whole run: {peak} MiB");

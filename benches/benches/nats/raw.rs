@@ -86,7 +86,54 @@ pub(crate) async fn core(url: String, size: usize, count: u64) -> Measured {
     Measured::since(start, before, count)
 }
 
-async fn calls(url: String, callers: u64, count: u64) -> Measured {
+/// As many frames from one side to the other's inbox, each with its number, and a word of credit for each half of the window.
+pub(crate) async fn frames(url: String, size: usize, count: u64) -> Measured {
+    const WINDOW: u64 = 256;
+    let (sender, receiver) = (connect(&url).await, connect(&url).await);
+    let (inbox, credit) = (receiver.new_inbox(), sender.new_inbox());
+    let mut frames = receiver.subscribe(inbox.clone()).await.expect("subscribes");
+    let mut credits = sender.subscribe(credit.clone()).await.expect("subscribes");
+    settle(&receiver).await;
+    settle(&sender).await;
+    let text = text(size);
+    let (start, before) = (Instant::now(), allocated());
+    let sending = tokio::spawn(async move {
+        let inbox = async_nats::Subject::from(inbox);
+        let mut left = WINDOW;
+        for number in 1..=count {
+            while left == 0 {
+                credits.next().await.expect("open");
+                left += WINDOW / 2;
+            }
+            left -= 1;
+            let mut headers = HeaderMap::new();
+            headers.insert("frame", format!("i {number}"));
+            let sent = sender.publish_with_headers(inbox.clone(), headers, encode(&text));
+            sent.await.expect("publishes");
+        }
+        sender.flush().await.expect("flushes");
+    });
+    let credit = async_nats::Subject::from(credit);
+    for number in 1..=count {
+        let frame = frames.next().await.expect("open");
+        let headers = frame.headers.expect("a number");
+        let told = headers.get("frame").expect("a number").as_str();
+        let told = told
+            .strip_prefix("i ")
+            .and_then(|number| number.parse().ok());
+        assert_eq!(told, Some(number), "in order");
+        std::hint::black_box(decode(&frame.payload));
+        if number.is_multiple_of(WINDOW / 2) {
+            let sent = receiver.publish(credit.clone(), Bytes::new()).await;
+            sent.expect("publishes");
+        }
+    }
+    let measured = Measured::since(start, before, count);
+    sending.await.expect("no panic");
+    measured
+}
+
+pub(crate) async fn calls(url: String, callers: u64, count: u64) -> Measured {
     let (caller, server) = (connect(&url).await, connect(&url).await);
     let subject = async_nats::Subject::from(format!("{}.echo", fresh()));
     let mut requests = server
