@@ -437,3 +437,34 @@ async fn health_tells_transports_and_handlers() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn one_handler_answers_on_several_wires_and_each_side_says_which() {
+    let config = Config::from_toml(
+        "calls = 'near'\nevents = 'near'\n\
+         [transports.near]\nurl = 'memory://'\n[transports.far]\nurl = 'memory://'\n\
+         [[subjects]]\nmatch = 'far.>'\ntransport = 'far'\n\
+         [handlers.near]\ntransport = 'near'\n[handlers.far]\ntransport = 'far'\n",
+    );
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let note = move |name: String| {
+        let told = told.clone();
+        async move {
+            let _ = told.send(name);
+            Ok::<(), Failure>(())
+        }
+    };
+    let on = |wire: &str| {
+        let route = Route::event("{where}.placed", note.clone());
+        route.name(wire)
+    };
+    let router = Router::new().route(on("near")).route(on("far"));
+    let app = App::new("app").config(config.unwrap()).router(router);
+    let app = app.start().await.unwrap();
+    for subject in ["near.placed", "far.placed"] {
+        app.client().emit(subject, subject).await.unwrap();
+        assert_eq!(heard.recv().await.unwrap(), subject);
+    }
+    app.shutdown().await.unwrap();
+    assert!(heard.try_recv().is_err(), "each came once");
+}

@@ -2,4 +2,5 @@
 //!
 //! Read [`shop`] first: an order service, the customer who uses it, and the ledger that shows that nothing was lost.
 
+pub mod bridge;
 pub mod shop;

@@ -24,6 +24,9 @@ pub mod streaming {}
 #[doc = include_str!("../../docs/configuration.md")]
 pub mod configuration {}
 
+#[doc = include_str!("../../docs/hybrid-apps.md")]
+pub mod hybrid_apps {}
+
 #[doc = include_str!("../../docs/replay.md")]
 pub mod replay {}
 
