@@ -169,7 +169,7 @@ async fn open(client: &mut Grpc<Channel>, count: u64) -> tonic::Streaming<String
 }
 
 pub(crate) async fn calls(callers: u64, count: u64) -> Measured {
-    let (serving, client) = connect(0).await;
+    let (serving, client) = connect(128).await;
     let text = text(128);
     let measured = call(callers, count, 1, move |_| {
         let (mut client, text) = (client.clone(), text.clone());
