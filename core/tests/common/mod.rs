@@ -6,6 +6,9 @@
     reason = "each test program uses a part"
 )]
 
+pub mod streams;
+pub mod wires;
+
 use std::sync::Arc;
 use std::time::Duration;
 
