@@ -3,65 +3,63 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::Waker;
 use std::time::Instant;
 
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use smol_str::{SmolStr, ToSmolStr};
 use tokio_util::sync::CancellationToken;
 
-use super::emulation::Exchange;
+use super::exchange::Exchange;
 use super::frame::{Credit, End, Frame};
-use super::{Item, ItemSink, ItemSource, WINDOW, WINDOW_BYTES};
-use crate::client::error_reply;
-use crate::pattern::Progress;
+use super::halves::{Sink, Source};
+use super::{Item, WINDOW, WINDOW_BYTES};
 use crate::{Error, ErrorKind, Message, RemoteError, Subject};
 
 /// One side of a stream. It is known to its exchange until both directions have ended.
 pub(super) struct Line {
-    end: End,
+    pub(super) end: End,
     /// What the frames to the other side are marked with.
     other: SmolStr,
-    subject: Subject,
-    exchange: Arc<Exchange>,
+    pub(super) subject: Subject,
+    pub(super) exchange: Arc<Exchange>,
     pub(super) stopped: CancellationToken,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
 }
 
-struct State {
+pub(super) struct State {
     /// The other side's address; not known before it has accepted.
-    peer: Option<SmolStr>,
-    out: Out,
-    read: Read,
-    broken: Option<Broken>,
+    pub(super) peer: Option<SmolStr>,
+    pub(super) out: Out,
+    pub(super) read: Read,
+    pub(super) broken: Option<Broken>,
     /// When the other side was heard last, and when it last heard from us.
-    heard: Instant,
-    said: Instant,
+    pub(super) heard: Instant,
+    pub(super) said: Instant,
 }
 
 /// What we send.
-struct Out {
-    is_open: bool,
+pub(super) struct Out {
+    pub(super) is_open: bool,
     /// The items that were given to us, and those of them that have left.
-    sent: u64,
-    handed: u64,
-    bytes: u64,
-    credit: Credit,
-    waker: Option<Waker>,
+    pub(super) sent: u64,
+    pub(super) handed: u64,
+    pub(super) bytes: u64,
+    pub(super) credit: Credit,
+    pub(super) waker: Option<Waker>,
 }
 
 /// What we read.
-struct Read {
-    is_open: bool,
-    seen: u64,
-    bytes: u64,
-    granted: Credit,
-    taken: Credit,
-    items: VecDeque<Item>,
+pub(super) struct Read {
+    pub(super) is_open: bool,
+    pub(super) seen: u64,
+    pub(super) bytes: u64,
+    pub(super) granted: Credit,
+    pub(super) taken: Credit,
+    pub(super) items: VecDeque<Item>,
     /// How the other side ended it.
-    end: Option<Option<RemoteError>>,
-    waker: Option<Waker>,
+    pub(super) end: Option<Option<RemoteError>>,
+    pub(super) waker: Option<Waker>,
 }
 
 /// Why a stream ended that did not end well.
@@ -78,7 +76,7 @@ pub(super) enum Broken {
 }
 
 impl Broken {
-    fn error(self, last: u64) -> Error {
+    pub(super) fn error(self, last: u64) -> Error {
         let (kind, text) = match self {
             Self::Lost => (
                 ErrorKind::Disconnected,
@@ -167,16 +165,9 @@ impl Line {
 
     pub(super) fn halves(self: &Arc<Self>) -> super::Duplex {
         super::Duplex {
-            sink: Box::new(Sink {
-                line: Arc::clone(self),
-                leaving: None,
-            }),
-            source: Box::new(Source(Arc::clone(self))),
+            sink: Box::new(Sink::new(Arc::clone(self))),
+            source: Box::new(Source::new(Arc::clone(self))),
         }
-    }
-
-    pub(super) fn exchange(&self) -> &Arc<Exchange> {
-        &self.exchange
     }
 
     /// It never began.
@@ -267,18 +258,18 @@ impl Line {
         }
     }
 
-    fn leave_if_over(&self, state: &State) {
+    pub(super) fn leave_if_over(&self, state: &State) {
         let has_read = !state.read.is_open || state.read.end.is_some();
         if has_read && !state.out.is_open {
             self.exchange.forget(self.end);
         }
     }
 
-    fn frame(&self, frame: &Frame) -> Message {
+    pub(super) fn frame(&self, frame: &Frame) -> Message {
         self.message(frame, Message::new(self.subject.clone(), ""))
     }
 
-    fn message(&self, frame: &Frame, message: Message) -> Message {
+    pub(super) fn message(&self, frame: &Frame, message: Message) -> Message {
         message
             .with_correlation_id(self.other.clone())
             .with_frame(frame.to_smolstr())
@@ -293,6 +284,17 @@ pub(super) fn first_credit() -> Credit {
     }
 }
 
+impl State {
+    /// Whether nothing can be sent any more, and why.
+    pub(super) fn check_sending(&self) -> Result<(), Error> {
+        match self.broken {
+            Some(broken) => Err(broken.error(self.read.seen)),
+            None if !self.out.is_open => Err(unwanted()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Out {
     fn allow(&mut self, credit: Credit) {
         self.credit.items = self.credit.items.max(credit.items);
@@ -300,7 +302,7 @@ impl Out {
         self.wake();
     }
 
-    fn may_send(&self) -> bool {
+    pub(super) fn may_send(&self) -> bool {
         self.sent < self.credit.items && self.bytes < self.credit.bytes
     }
 
@@ -364,7 +366,7 @@ impl Read {
     }
 
     /// Hands out an item, and says what more is allowed for it, where that is worth a frame.
-    fn hand_out(&mut self) -> Option<(Item, Option<Credit>)> {
+    pub(super) fn hand_out(&mut self) -> Option<(Item, Option<Credit>)> {
         let item = self.items.pop_front()?;
         self.taken.items += 1;
         self.taken.bytes = self.taken.bytes.saturating_add(item.payload.len() as u64);
@@ -385,219 +387,6 @@ impl Read {
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
-        }
-    }
-}
-
-struct Sink {
-    line: Arc<Line>,
-    /// The frame that the wire has not taken yet; the next one waits for it.
-    leaving: Option<BoxFuture<'static, Result<(), Error>>>,
-}
-
-impl Sink {
-    /// Waits until the last frame has left.
-    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let Some(leaving) = &mut self.leaving else {
-            return Poll::Ready(Ok(()));
-        };
-        let left = ready!(leaving.as_mut().poll(cx));
-        self.leaving = None;
-        let mut state = self.line.state.lock();
-        state.out.handed = state.out.sent;
-        drop(state);
-        if let Err(error) = left {
-            self.line.fail(Broken::Unsent);
-            return Poll::Ready(Err(error));
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Hands a frame to the wire. The error is one that it told at once.
-    fn hand_over(&mut self, frame: &Frame, message: Message) -> Result<(), Error> {
-        let line = &self.line;
-        let Some(peer) = line.state.lock().peer.clone() else {
-            return Err(Broken::Lost.error(0));
-        };
-        match line.exchange.post.send(&peer, line.message(frame, message)) {
-            Progress::Done(sent) => sent,
-            Progress::Pending(leaving) => {
-                self.leaving = Some(leaving);
-                Ok(())
-            }
-        }
-    }
-}
-
-impl State {
-    /// Whether nothing can be sent any more, and why.
-    fn check_sending(&self) -> Result<(), Error> {
-        match self.broken {
-            Some(broken) => Err(broken.error(self.read.seen)),
-            None if !self.out.is_open => Err(unwanted()),
-            None => Ok(()),
-        }
-    }
-}
-
-impl ItemSink for Sink {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        ready!(self.poll_left(cx))?;
-        let mut state = self.line.state.lock();
-        state.check_sending()?;
-        if state.out.may_send() {
-            return Poll::Ready(Ok(()));
-        }
-        state.out.waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-
-    fn start_send(&mut self, item: Item) -> Result<(), Error> {
-        let Item {
-            payload,
-            content_type,
-        } = item;
-        let (line, bytes) = (Arc::clone(&self.line), payload.len() as u64);
-        let number = {
-            let mut state = line.state.lock();
-            state.check_sending()?;
-            state.said = line.exchange.clock.now();
-            state.out.sent + 1
-        };
-        let message = Message::new(line.subject.clone(), payload).with_content_type(content_type);
-        match self.hand_over(&Frame::Item(number), message) {
-            Ok(()) => {
-                let mut state = line.state.lock();
-                state.out.sent = number;
-                state.out.bytes = state.out.bytes.saturating_add(bytes);
-                if self.leaving.is_none() {
-                    state.out.handed = number;
-                }
-                Ok(())
-            }
-            // It has not left, and the next one has its number.
-            Err(error) if error.kind() == ErrorKind::TooLarge => Err(error),
-            Err(error) => {
-                line.fail(Broken::Unsent);
-                Err(error)
-            }
-        }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.poll_left(cx)
-    }
-
-    fn poll_close(
-        &mut self,
-        cx: &mut Context<'_>,
-        end: Option<&RemoteError>,
-    ) -> Poll<Result<(), Error>> {
-        ready!(self.poll_left(cx))?;
-        let line = Arc::clone(&self.line);
-        let sent = {
-            let mut state = line.state.lock();
-            if !state.out.is_open || state.broken.is_some() {
-                return Poll::Ready(Ok(()));
-            }
-            state.out.is_open = false;
-            line.leave_if_over(&state);
-            state.out.sent
-        };
-        let mut message = ending(&line.subject, end);
-        let mut handed = self.hand_over(&Frame::End(sent), message);
-        if let (Err(error), Some(end)) = (&handed, end)
-            && error.kind() == ErrorKind::TooLarge
-        {
-            // Its details do not fit.
-            message = ending(&line.subject, Some(&end.clone().with_details(None)));
-            handed = self.hand_over(&Frame::End(sent), message);
-        }
-        handed?;
-        self.poll_left(cx)
-    }
-}
-
-fn ending(subject: &Subject, end: Option<&RemoteError>) -> Message {
-    match end {
-        Some(error) => error_reply(subject, error),
-        None => Message::new(subject.clone(), ""),
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        let line = &self.line;
-        let mut state = line.state.lock();
-        if !state.out.is_open || state.broken.is_some() {
-            return;
-        }
-        state.out.is_open = false;
-        line.leave_if_over(&state);
-        let (peer, sent) = (state.peer.clone(), state.out.sent);
-        drop(state);
-        if let Some(peer) = peer {
-            let message = ending(&line.subject, Some(&abandoned()));
-            let message = line.message(&Frame::End(sent), message);
-            line.exchange.tell(peer, message);
-        }
-    }
-}
-
-impl fmt::Debug for Sink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sink").field(&self.line.end).finish()
-    }
-}
-
-#[derive(Debug)]
-struct Source(Arc<Line>);
-
-impl ItemSource for Source {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, Error>>> {
-        let line = &self.0;
-        let mut state = line.state.lock();
-        if let Some((item, more)) = state.read.hand_out() {
-            let peer = state.peer.clone();
-            if let (Some(credit), Some(peer)) = (more, peer) {
-                state.said = line.exchange.clock.now();
-                drop(state);
-                line.exchange.tell(peer, line.frame(&Frame::Credit(credit)));
-            }
-            return Poll::Ready(Some(Ok(item)));
-        }
-        match &mut state.read.end {
-            Some(Some(_)) => {
-                // After its error it is over.
-                let error = state.read.end.replace(None).flatten();
-                return Poll::Ready(error.map(|error| Err(Error::remote(error))));
-            }
-            Some(None) => return Poll::Ready(None),
-            None => {}
-        }
-        if let Some(broken) = state.broken {
-            state.read.end = Some(None);
-            return Poll::Ready(Some(Err(broken.error(state.read.seen))));
-        }
-        state.read.waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let line = &self.0;
-        let mut state = line.state.lock();
-        state.read.items.clear();
-        let was_open = state.read.is_open && state.read.end.is_none() && state.broken.is_none();
-        state.read.is_open = false;
-        line.leave_if_over(&state);
-        let peer = state.peer.clone();
-        drop(state);
-        if let Some(peer) = peer
-            && was_open
-        {
-            line.exchange.tell(peer, line.frame(&Frame::Stop));
         }
     }
 }

@@ -1,0 +1,210 @@
+//! The streams of one client over its one inbox, and who looks after them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use futures::future::{Either, select};
+use parking_lot::Mutex;
+use smol_str::SmolStr;
+use tokio::sync::mpsc;
+
+use super::emulation::{Mailbox, Post};
+use super::frame::{End, Frame};
+use super::line::{Broken, Line};
+use crate::clock::{Clock, after};
+use crate::pattern::request_reply::{Replier, Reply};
+use crate::{Error, ErrorKind, Message};
+
+/// The most streams that one client has open at once.
+const MAX_STREAMS: usize = 65_536;
+/// The most frames of no item (credit, signs of life, stops) that wait to be sent.
+const MAX_WAITING: usize = 4_096;
+/// How often the streams are looked through, for each sign of life that is due.
+const LOOKS: u32 = 4;
+
+/// The streams of one client.
+pub(super) struct Exchange {
+    pub(super) post: Arc<dyn Post>,
+    pub(super) clock: Arc<dyn Clock>,
+    heartbeat: Duration,
+    address: OnceLock<SmolStr>,
+    opening: tokio::sync::Mutex<()>,
+    lines: Mutex<HashMap<End, Weak<Line>>>,
+    waiting: mpsc::Sender<Errand>,
+    /// For the keeper, who starts with the inbox.
+    errands: Mutex<Option<mpsc::Receiver<Errand>>>,
+}
+
+/// What is sent by the way.
+pub(super) enum Errand {
+    Frame(SmolStr, Message),
+    Reply(Arc<dyn Replier>, Box<Reply>),
+}
+
+impl Exchange {
+    pub(super) fn new(
+        post: Arc<dyn Post>,
+        clock: Arc<dyn Clock>,
+        heartbeat: Duration,
+    ) -> Arc<Self> {
+        let (waiting, errands) = mpsc::channel(MAX_WAITING);
+        Arc::new(Self {
+            post,
+            clock,
+            heartbeat,
+            address: OnceLock::new(),
+            opening: tokio::sync::Mutex::new(()),
+            lines: Mutex::default(),
+            waiting,
+            errands: Mutex::new(Some(errands)),
+        })
+    }
+
+    /// Our address, and with it the inbox that has it.
+    pub(super) async fn inbox(self: &Arc<Self>) -> Result<SmolStr, Error> {
+        if let Some(address) = self.address.get() {
+            return Ok(address.clone());
+        }
+        let _turn = self.opening.lock().await;
+        if let Some(address) = self.address.get() {
+            return Ok(address.clone());
+        }
+        let mailbox: Weak<dyn Mailbox> = {
+            let weak: Weak<Self> = Arc::downgrade(self);
+            weak
+        };
+        let address = self.post.open(mailbox).await?;
+        if let Some(errands) = self.errands.lock().take() {
+            tokio::spawn(keep(Arc::downgrade(self), errands));
+        }
+        Ok(self.address.get_or_init(|| address).clone())
+    }
+
+    pub(super) fn address(&self) -> Option<SmolStr> {
+        self.address.get().cloned()
+    }
+
+    pub(super) fn remember(&self, end: End, line: &Arc<Line>) -> Result<(), Error> {
+        let mut lines = self.lines.lock();
+        if lines.len() >= MAX_STREAMS {
+            let text = format!("{MAX_STREAMS} streams are open; end some, or use more clients");
+            return Err(Error::new(ErrorKind::Overloaded, text));
+        }
+        if lines.contains_key(&end) {
+            return Err(Error::new(
+                ErrorKind::Rejected,
+                "the stream is open already",
+            ));
+        }
+        lines.insert(end, Arc::downgrade(line));
+        Ok(())
+    }
+
+    pub(super) fn forget(&self, end: End) {
+        self.lines.lock().remove(&end);
+    }
+
+    /// Sends a frame by the way. Where too many wait it is left out: the next sign of life makes up for it.
+    pub(super) fn tell(&self, address: SmolStr, frame: Message) {
+        self.run(Errand::Frame(address, frame));
+    }
+
+    pub(super) fn run(&self, errand: Errand) {
+        if self.waiting.try_send(errand).is_err() {
+            metrics::counter!("anywire.streams.frames_left_out").increment(1);
+        }
+    }
+
+    fn find(&self, end: End) -> Option<Arc<Line>> {
+        self.lines.lock().get(&end).and_then(Weak::upgrade)
+    }
+
+    fn all(&self) -> Vec<Arc<Line>> {
+        // A line that goes looks itself up here: it must not go while we look.
+        self.lines
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    fn look(&self) {
+        let now = self.clock.now();
+        let ago = |time: Duration| now.checked_sub(time).unwrap_or(now);
+        let (quiet, silent) = (ago(self.heartbeat / 2), ago(self.heartbeat * 7 / 4));
+        for line in self.all() {
+            line.keep(now, quiet, silent);
+        }
+    }
+}
+
+impl Mailbox for Exchange {
+    fn deliver(&self, frame: Message) {
+        let end = frame.correlation_id().and_then(End::read);
+        let (Some(end), Some(read)) = (end, frame.frame().and_then(Frame::read)) else {
+            metrics::counter!("anywire.streams.strange_frames").increment(1);
+            return;
+        };
+        if let Some(line) = self.find(end) {
+            return line.receive(&read, &frame);
+        }
+        // Who still believes in a stream that is over here is told.
+        if let Frame::Beat { address, .. } = read {
+            let gone = Message::new(frame.subject().clone(), "")
+                .with_correlation_id(end.other().to_string())
+                .with_frame(Frame::Gone.to_string());
+            self.tell(address, gone);
+        }
+    }
+
+    fn lost(&self) {
+        for line in self.all() {
+            line.fail(Broken::Lost);
+        }
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("address", &self.address)
+            .field("streams", &self.lines.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs the errands and looks after the streams, until nobody has them any more.
+async fn keep(exchange: Weak<Exchange>, mut errands: mpsc::Receiver<Errand>) {
+    let mut due: Option<Instant> = None;
+    loop {
+        let Some(strong) = exchange.upgrade() else {
+            return;
+        };
+        let (post, clock) = (Arc::clone(&strong.post), Arc::clone(&strong.clock));
+        let pause = strong.heartbeat / LOOKS;
+        drop(strong);
+        let at = *due.get_or_insert_with(|| after(clock.now(), pause));
+        let errand = match select(pin!(errands.recv()), clock.sleep_until(at)).await {
+            Either::Left((errand, _)) => errand,
+            Either::Right(_) => {
+                due = None;
+                let Some(strong) = exchange.upgrade() else {
+                    return;
+                };
+                strong.look();
+                continue;
+            }
+        };
+        let sent = match errand {
+            None => return,
+            Some(Errand::Frame(address, frame)) => post.send(&address, frame).wait().await,
+            Some(Errand::Reply(replier, reply)) => replier.reply(*reply).wait().await,
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a frame of a stream could not be sent");
+        }
+    }
+}

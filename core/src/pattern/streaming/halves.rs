@@ -1,0 +1,229 @@
+//! The two halves of an emulated stream, as its user has them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::future::BoxFuture;
+
+use super::frame::Frame;
+use super::line::{Broken, Line, abandoned};
+use super::{Item, ItemSink, ItemSource};
+use crate::client::error_reply;
+use crate::pattern::Progress;
+use crate::{Error, ErrorKind, Message, RemoteError, Subject};
+
+pub(super) struct Sink {
+    line: Arc<Line>,
+    /// The frame that the wire has not taken yet; the next one waits for it.
+    leaving: Option<BoxFuture<'static, Result<(), Error>>>,
+}
+
+impl Sink {
+    pub(super) fn new(line: Arc<Line>) -> Self {
+        Self {
+            line,
+            leaving: None,
+        }
+    }
+
+    /// Waits until the last frame has left.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let Some(leaving) = &mut self.leaving else {
+            return Poll::Ready(Ok(()));
+        };
+        let left = ready!(leaving.as_mut().poll(cx));
+        self.leaving = None;
+        let mut state = self.line.state.lock();
+        state.out.handed = state.out.sent;
+        drop(state);
+        if let Err(error) = left {
+            self.line.fail(Broken::Unsent);
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hands a frame to the wire. The error is one that it told at once.
+    fn hand_over(&mut self, frame: &Frame, message: Message) -> Result<(), Error> {
+        let line = &self.line;
+        let Some(peer) = line.state.lock().peer.clone() else {
+            return Err(Broken::Lost.error(0));
+        };
+        match line.exchange.post.send(&peer, line.message(frame, message)) {
+            Progress::Done(sent) => sent,
+            Progress::Pending(leaving) => {
+                self.leaving = Some(leaving);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl ItemSink for Sink {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        ready!(self.poll_left(cx))?;
+        let mut state = self.line.state.lock();
+        state.check_sending()?;
+        if state.out.may_send() {
+            return Poll::Ready(Ok(()));
+        }
+        state.out.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn start_send(&mut self, item: Item) -> Result<(), Error> {
+        let Item {
+            payload,
+            content_type,
+        } = item;
+        let (line, bytes) = (Arc::clone(&self.line), payload.len() as u64);
+        let number = {
+            let mut state = line.state.lock();
+            state.check_sending()?;
+            state.said = line.exchange.clock.now();
+            state.out.sent + 1
+        };
+        let message = Message::new(line.subject.clone(), payload).with_content_type(content_type);
+        match self.hand_over(&Frame::Item(number), message) {
+            Ok(()) => {
+                let mut state = line.state.lock();
+                state.out.sent = number;
+                state.out.bytes = state.out.bytes.saturating_add(bytes);
+                if self.leaving.is_none() {
+                    state.out.handed = number;
+                }
+                Ok(())
+            }
+            // It has not left, and the next one has its number.
+            Err(error) if error.kind() == ErrorKind::TooLarge => Err(error),
+            Err(error) => {
+                line.fail(Broken::Unsent);
+                Err(error)
+            }
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll_left(cx)
+    }
+
+    fn poll_close(
+        &mut self,
+        cx: &mut Context<'_>,
+        end: Option<&RemoteError>,
+    ) -> Poll<Result<(), Error>> {
+        ready!(self.poll_left(cx))?;
+        let line = Arc::clone(&self.line);
+        let sent = {
+            let mut state = line.state.lock();
+            if !state.out.is_open || state.broken.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            state.out.is_open = false;
+            line.leave_if_over(&state);
+            state.out.sent
+        };
+        let mut message = ending(&line.subject, end);
+        let mut handed = self.hand_over(&Frame::End(sent), message);
+        if let (Err(error), Some(end)) = (&handed, end)
+            && error.kind() == ErrorKind::TooLarge
+        {
+            // Its details do not fit.
+            message = ending(&line.subject, Some(&end.clone().with_details(None)));
+            handed = self.hand_over(&Frame::End(sent), message);
+        }
+        handed?;
+        self.poll_left(cx)
+    }
+}
+
+fn ending(subject: &Subject, end: Option<&RemoteError>) -> Message {
+    match end {
+        Some(error) => error_reply(subject, error),
+        None => Message::new(subject.clone(), ""),
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let line = &self.line;
+        let mut state = line.state.lock();
+        if !state.out.is_open || state.broken.is_some() {
+            return;
+        }
+        state.out.is_open = false;
+        line.leave_if_over(&state);
+        let (peer, sent) = (state.peer.clone(), state.out.sent);
+        drop(state);
+        if let Some(peer) = peer {
+            let message = ending(&line.subject, Some(&abandoned()));
+            let message = line.message(&Frame::End(sent), message);
+            line.exchange.tell(peer, message);
+        }
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Sink").field(&self.line.end).finish()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Source(Arc<Line>);
+
+impl Source {
+    pub(super) fn new(line: Arc<Line>) -> Self {
+        Self(line)
+    }
+}
+
+impl ItemSource for Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, Error>>> {
+        let line = &self.0;
+        let mut state = line.state.lock();
+        if let Some((item, more)) = state.read.hand_out() {
+            let peer = state.peer.clone();
+            if let (Some(credit), Some(peer)) = (more, peer) {
+                state.said = line.exchange.clock.now();
+                drop(state);
+                line.exchange.tell(peer, line.frame(&Frame::Credit(credit)));
+            }
+            return Poll::Ready(Some(Ok(item)));
+        }
+        match &mut state.read.end {
+            Some(Some(_)) => {
+                // After its error it is over.
+                let error = state.read.end.replace(None).flatten();
+                return Poll::Ready(error.map(|error| Err(Error::remote(error))));
+            }
+            Some(None) => return Poll::Ready(None),
+            None => {}
+        }
+        if let Some(broken) = state.broken {
+            state.read.end = Some(None);
+            return Poll::Ready(Some(Err(broken.error(state.read.seen))));
+        }
+        state.read.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let line = &self.0;
+        let mut state = line.state.lock();
+        state.read.items.clear();
+        let was_open = state.read.is_open && state.read.end.is_none() && state.broken.is_none();
+        state.read.is_open = false;
+        line.leave_if_over(&state);
+        let peer = state.peer.clone();
+        drop(state);
+        if let Some(peer) = peer
+            && was_open
+        {
+            line.exchange.tell(peer, line.frame(&Frame::Stop));
+        }
+    }
+}
