@@ -3,11 +3,19 @@
 
 mod common;
 
-use anywire::{ErrorKind, Message, Router};
-use common::streams::{Running, router};
-use common::until;
-use common::wires::{HEARTBEAT, Wire, pass};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anywire::clock::Clock;
+use anywire::{ErrorKind, Failure, Inbound, Message, Result, Router};
+use common::streams::{Running, router, sum};
+use common::wires::{Fate, HEARTBEAT, Wire, pass};
+use common::{in_time, until};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 #[tokio::test]
 async fn lost_repeated_and_forged_frames_are_noticed() {
@@ -172,4 +180,89 @@ async fn ten_thousand_streams_that_are_left_leave_nothing() {
         till.shutdown().await.unwrap();
         shop.shutdown().await.unwrap();
     }
+}
+
+/// A stream whose handler waits for the test before it accepts, and before it ends.
+#[derive(Clone)]
+struct Gated {
+    gate: Arc<Semaphore>,
+    running: Running,
+}
+
+impl Gated {
+    fn new() -> Self {
+        Self {
+            gate: Arc::new(Semaphore::new(0)),
+            running: Running::default(),
+        }
+    }
+
+    async fn pass(self) {
+        self.gate.acquire().await.unwrap().forget();
+    }
+
+    fn handler(
+        &self,
+    ) -> impl Fn(u64) -> BoxFuture<'static, Result<Numbers>> + Send + Sync + 'static {
+        let gated = self.clone();
+        move |to| {
+            let gated = gated.clone();
+            Box::pin(async move {
+                let run = gated.running.begin();
+                gated.clone().pass().await;
+                let end = gated.pass().map(move |()| drop(run)).into_stream();
+                let end = end.filter_map(async |()| None);
+                Ok(stream::iter((1..=to).map(Ok)).chain(end).boxed())
+            })
+        }
+    }
+}
+
+type Numbers = BoxStream<'static, Result<u64>>;
+
+#[tokio::test]
+async fn a_repeated_opening_opens_nothing_and_ends_nothing() {
+    let (wire, town) = Wire::emulated();
+    let gated = Gated::new();
+    let router = Router::new().on_stream("shop.count", gated.handler());
+    let (shop, till) = wire.start(router).await;
+    let client = till.client();
+    let open = tokio::spawn(async move { client.stream::<_, u64>("shop.count", &5_000).await });
+    until("the handler", || gated.running.count() == 1).await;
+    let repeating = town.clone();
+    let early = tokio::spawn(async move { repeating.asks_again("shop.count").await });
+    common::settle().await;
+    gated.gate.add_permits(2);
+    let mut items = open.await.unwrap().unwrap();
+    let late = town.asks_again("shop.count").await.unwrap();
+    let early = early.await.unwrap().unwrap();
+    assert_eq!(early.frame(), late.frame());
+    let read = async {
+        for number in 1..=5_000 {
+            assert_eq!(items.next().await.unwrap().unwrap(), number);
+        }
+        assert!(items.next().await.is_none());
+    };
+    in_time("all items", read).await;
+    assert_eq!(gated.running.count(), 0);
+    drop((shop, till));
+}
+
+#[tokio::test]
+async fn a_frame_that_the_wire_takes_late_is_as_good() {
+    let (wire, town) = Wire::emulated();
+    let (shop, till) = wire.start(router()).await;
+    town.breaks(|frame| match frame.frame() {
+        Some("i 3" | "e 5") => Fate::Waits(frame),
+        _ => Fate::Arrives(vec![frame]),
+    });
+    let client = till.client();
+    let mut items = client.stream::<u64, u64>("math.count", &5).await.unwrap();
+    for number in 1..=2 {
+        assert_eq!(items.next().await.unwrap().unwrap(), number);
+    }
+    common::settle().await;
+    town.lets_go();
+    assert_eq!(in_time("the rest", items.count()).await, 3);
+    drop((shop, till));
 }

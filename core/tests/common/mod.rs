@@ -41,6 +41,12 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     assert!(patience.await.is_ok(), "in vain: {what}");
 }
 
+/// Waits for what has to come; a test that waits in vain is told so.
+pub async fn in_time<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    let came = tokio::time::timeout(Duration::from_secs(20), coming).await;
+    came.unwrap_or_else(|_| panic!("in vain: {what}"))
+}
+
 /// Lets other tasks of a current-thread runtime run as far as they can.
 pub async fn settle() {
     for _ in 0..200 {

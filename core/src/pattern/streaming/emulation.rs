@@ -124,7 +124,10 @@ async fn open(
         side: Side::Caller,
     };
     let line = Line::new(exchange, end, subject.clone(), (sends, true));
-    exchange.remember(end, &line)?;
+    if exchange.remember(&line)?.is_some() {
+        let text = "another stream has the number that was drawn for this one";
+        return Err(Error::new(ErrorKind::Rejected, text));
+    }
     let left = until.map(|until| until.saturating_duration_since(exchange.clock.now()));
     let frame = Frame::Open {
         stream: end.stream,

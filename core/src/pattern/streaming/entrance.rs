@@ -45,8 +45,8 @@ impl Incoming {
         }
     }
 
-    /// The stream that a call opens, if it does.
-    fn read(&self, call: ReceivedCall) -> Result<ReceivedStream, Box<Reply>> {
+    /// The stream that a call opens; `None` where it repeats an opening that waits for its answer.
+    fn read(&self, call: ReceivedCall) -> Result<Option<ReceivedStream>, Box<Reply>> {
         let ReceivedCall {
             message,
             tag,
@@ -83,13 +83,17 @@ impl Incoming {
         };
         let subject = message.subject().clone();
         let line = Line::new(&self.exchange, end, subject, (true, sends));
-        if let Err(error) = self.exchange.remember(end, &line) {
-            refuse(RemoteError::new("overloaded", error.to_string()).with_retryable(true));
-            return Err(Box::new(reply));
+        match self.exchange.remember(&line) {
+            Ok(None) => {}
+            Ok(Some(open)) => return self.repeat(&open, Box::new(reply)),
+            Err(error) => {
+                refuse(RemoteError::new("overloaded", error.to_string()).with_retryable(true));
+                return Err(Box::new(reply));
+            }
         }
         line.meet(address, credit);
         let now = self.exchange.clock.now();
-        Ok(ReceivedStream {
+        Ok(Some(ReceivedStream {
             deadline: left.map(|left| after(now, left)),
             sends,
             stopped: line.stopped.clone(),
@@ -99,7 +103,25 @@ impl Incoming {
                 reply: Some(Box::new(reply)),
             }),
             message,
-        })
+        }))
+    }
+
+    /// An opening that came again: it is answered as the first one, for its caller takes whichever answer is there first.
+    fn repeat(
+        &self,
+        open: &Line,
+        mut reply: Box<Reply>,
+    ) -> Result<Option<ReceivedStream>, Box<Reply>> {
+        match &mut *open.answer.lock() {
+            Answer::Given(answer) => {
+                reply.message = answer.clone();
+                Err(reply)
+            }
+            Answer::Open(repeated) => {
+                repeated.push((Arc::clone(&self.replier), reply));
+                Ok(None)
+            }
+        }
     }
 
     fn poll_answers(&mut self, cx: &mut Context<'_>) {
@@ -128,7 +150,8 @@ impl IncomingStreams for Incoming {
             let calls: VecDeque<ReceivedCall> = self.received.drain().collect();
             for call in calls {
                 match self.read(call) {
-                    Ok(stream) => batch.push(stream),
+                    Ok(Some(stream)) => batch.push(stream),
+                    Ok(None) => {}
                     Err(reply) => match self.replier.reply(*reply) {
                         Progress::Done(_) => {}
                         Progress::Pending(answer) => self.answers.push(answer),
@@ -154,6 +177,19 @@ impl fmt::Debug for Incoming {
     }
 }
 
+/// How an opening was answered.
+pub(super) enum Answer {
+    /// Not yet. These came after it, and are the same opening.
+    Open(Vec<(Arc<dyn Replier>, Box<Reply>)>),
+    Given(Message),
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self::Open(Vec::new())
+    }
+}
+
 /// A stream that waits to be accepted.
 struct Entrance {
     line: Option<Arc<Line>>,
@@ -164,6 +200,18 @@ struct Entrance {
 impl Entrance {
     fn take(&mut self) -> Option<(Arc<Line>, Box<Reply>)> {
         self.line.take().zip(self.reply.take())
+    }
+}
+
+/// Every copy of the opening gets the answer, too.
+fn answer(line: &Line, answer: &Message) {
+    let given = Answer::Given(answer.clone());
+    let Answer::Open(repeated) = std::mem::replace(&mut *line.answer.lock(), given) else {
+        return;
+    };
+    for (replier, mut reply) in repeated {
+        reply.message = answer.clone();
+        line.exchange.run(Errand::Reply(replier, reply));
     }
 }
 
@@ -182,6 +230,7 @@ impl Door for Entrance {
         let credit = first_credit();
         let accept = Frame::Accept { credit, address };
         reply.message = reply.message.with_frame(accept.to_string());
+        answer(&line, &reply.message);
         // Its halves tell the caller if we are given up here.
         let duplex = line.halves();
         self.replier.reply(*reply).wait().await?;
@@ -194,6 +243,7 @@ impl Door for Entrance {
         };
         line.dismiss();
         reply.message = error_reply(reply.message.subject(), &error);
+        answer(&line, &reply.message);
         self.replier.reply(*reply).wait().await
     }
 }
@@ -204,6 +254,7 @@ impl Drop for Entrance {
             let error = RemoteError::new("unavailable", "the service is stopping");
             reply.message = error_reply(reply.message.subject(), &error.with_retryable(true));
             line.dismiss();
+            answer(&line, &reply.message);
             let replier = Arc::clone(&self.replier);
             line.exchange.run(Errand::Reply(replier, reply));
         }

@@ -87,24 +87,27 @@ impl Exchange {
         self.address.get().cloned()
     }
 
-    pub(super) fn remember(&self, end: End, line: &Arc<Line>) -> Result<(), Error> {
+    /// Makes a line known; tells of the one that is open under its name already.
+    pub(super) fn remember(&self, line: &Arc<Line>) -> Result<Option<Arc<Line>>, Error> {
         let mut lines = self.lines.lock();
+        if let Some(open) = lines.get(&line.end).and_then(Weak::upgrade) {
+            return Ok(Some(open));
+        }
         if lines.len() >= MAX_STREAMS {
             let text = format!("{MAX_STREAMS} streams are open; end some, or use more clients");
             return Err(Error::new(ErrorKind::Overloaded, text));
         }
-        if lines.contains_key(&end) {
-            return Err(Error::new(
-                ErrorKind::Rejected,
-                "the stream is open already",
-            ));
-        }
-        lines.insert(end, Arc::downgrade(line));
-        Ok(())
+        lines.insert(line.end, Arc::downgrade(line));
+        Ok(None)
     }
 
-    pub(super) fn forget(&self, end: End) {
-        self.lines.lock().remove(&end);
+    /// Forgets this line, and none that has its name after it.
+    pub(super) fn forget(&self, line: &Line) {
+        let mut lines = self.lines.lock();
+        let known = lines.get(&line.end);
+        if known.is_some_and(|known| std::ptr::eq(known.as_ptr(), line)) {
+            lines.remove(&line.end);
+        }
     }
 
     /// Sends a frame by the way. Where too many wait it is left out: the next sign of life makes up for it.

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use smol_str::{SmolStr, ToSmolStr};
 use tokio_util::sync::CancellationToken;
 
+use super::entrance::Answer;
 use super::exchange::Exchange;
 use super::frame::{Credit, End, Frame};
 use super::halves::{Sink, Source};
@@ -24,6 +25,8 @@ pub(super) struct Line {
     pub(super) subject: Subject,
     pub(super) exchange: Arc<Exchange>,
     pub(super) stopped: CancellationToken,
+    /// How its opening was answered.
+    pub(super) answer: Mutex<Answer>,
     pub(super) state: Mutex<State>,
 }
 
@@ -151,6 +154,7 @@ impl Line {
             subject,
             exchange: Arc::clone(exchange),
             stopped: CancellationToken::new(),
+            answer: Mutex::default(),
             state: Mutex::new(state),
         })
     }
@@ -220,7 +224,7 @@ impl Line {
         state.broken = Some(broken);
         state.out.wake();
         state.read.wake();
-        self.exchange.forget(self.end);
+        self.exchange.forget(self);
         let peer = state.peer.clone();
         drop(state);
         self.stopped.cancel();
@@ -261,7 +265,7 @@ impl Line {
     pub(super) fn leave_if_over(&self, state: &State) {
         let has_read = !state.read.is_open || state.read.end.is_some();
         if has_read && !state.out.is_open {
-            self.exchange.forget(self.end);
+            self.exchange.forget(self);
         }
     }
 
@@ -393,7 +397,7 @@ impl Read {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.exchange.forget(self.end);
+        self.exchange.forget(self);
     }
 }
 
