@@ -221,6 +221,47 @@ impl Gated {
 type Numbers = BoxStream<'static, Result<u64>>;
 
 #[tokio::test]
+async fn a_second_side_that_accepts_is_not_listened_to() {
+    for is_first in [false, true] {
+        let (wire, town, clock) = Wire::timed();
+        let (shop, mall) = (Gated::new(), Running::default());
+        let running = mall.clone();
+        let hundreds = move |to: u64| {
+            let run = running.begin();
+            let all = stream::iter((1..=to).map(|number| Ok::<_, Failure>(number * 100)));
+            all.chain(stream::pending()).map(move |item| (&run, item).1)
+        };
+        let shop_router = Router::new().on_stream("shop.count", shop.handler());
+        let (shop_app, till) = wire.start(shop_router).await;
+        let mall_router = Router::new().on_stream("mall.count", hundreds);
+        let mall_app = wire.app("mall", mall_router).start().await.unwrap();
+
+        let client = till.client();
+        let open = tokio::spawn(async move { client.stream::<_, u64>("shop.count", &3).await });
+        until("the handler", || shop.running.count() == 1).await;
+        if is_first {
+            // Its items are there before the other one has accepted.
+            town.asks_again("mall.count").await.unwrap();
+        }
+        shop.gate.add_permits(1);
+        let mut items = open.await.unwrap().unwrap();
+        if !is_first {
+            town.asks_again("mall.count").await.unwrap();
+        }
+        common::settle().await;
+        for number in 1..=3 {
+            assert_eq!(items.next().await.unwrap().unwrap(), number);
+        }
+        shop.gate.add_permits(1);
+        assert!(items.next().await.is_none());
+        drop(items);
+        pass(&clock, HEARTBEAT).await;
+        until("the end of the second one", || mall.count() == 0).await;
+        drop((shop_app, mall_app, till));
+    }
+}
+
+#[tokio::test]
 async fn a_repeated_opening_opens_nothing_and_ends_nothing() {
     let (wire, town) = Wire::emulated();
     let gated = Gated::new();

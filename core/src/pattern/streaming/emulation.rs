@@ -144,8 +144,12 @@ async fn open(
         return Err(Error::remote(read_refusal(code, &reply)).with_context("subject", &subject));
     }
     match reply.frame().and_then(Frame::read) {
-        Some(Frame::Accept { credit, address }) => {
-            line.meet(address, credit);
+        Some(Frame::Accept {
+            run,
+            credit,
+            address,
+        }) => {
+            line.meet(run, address, credit);
             Ok(duplex)
         }
         _ => Err(no_stream(&subject)),

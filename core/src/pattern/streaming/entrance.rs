@@ -91,7 +91,7 @@ impl Incoming {
                 return Err(Box::new(reply));
             }
         }
-        line.meet(address, credit);
+        line.meet(crate::random::number(), address, credit);
         let now = self.exchange.clock.now();
         Ok(Some(ReceivedStream {
             deadline: left.map(|left| after(now, left)),
@@ -224,11 +224,14 @@ impl Door for Entrance {
                 "the stream was accepted before",
             ));
         };
-        let Some(address) = line.exchange.address() else {
+        let (Some(peer), Some(address)) = (line.peer.get(), line.exchange.address()) else {
             return Err(Error::new(ErrorKind::Closed, "there is no inbox"));
         };
-        let credit = first_credit();
-        let accept = Frame::Accept { credit, address };
+        let accept = Frame::Accept {
+            run: peer.run,
+            credit: first_credit(),
+            address,
+        };
         reply.message = reply.message.with_frame(accept.to_string());
         answer(&line, &reply.message);
         // Its halves tell the caller if we are given up here.

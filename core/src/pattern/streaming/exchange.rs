@@ -12,7 +12,7 @@ use smol_str::SmolStr;
 use tokio::sync::mpsc;
 
 use super::emulation::{Mailbox, Post};
-use super::frame::{End, Frame};
+use super::frame::{End, Frame, Mark};
 use super::line::{Broken, Line};
 use crate::clock::{Clock, after};
 use crate::pattern::request_reply::{Replier, Reply};
@@ -146,18 +146,19 @@ impl Exchange {
 
 impl Mailbox for Exchange {
     fn deliver(&self, frame: Message) {
-        let end = frame.correlation_id().and_then(End::read);
-        let (Some(end), Some(read)) = (end, frame.frame().and_then(Frame::read)) else {
+        let mark = frame.correlation_id().and_then(Mark::read);
+        let (Some(mark), Some(read)) = (mark, frame.frame().and_then(Frame::read)) else {
             metrics::counter!("anywire.streams.strange_frames").increment(1);
             return;
         };
-        if let Some(line) = self.find(end) {
-            return line.receive(&read, &frame);
+        let line = self.find(mark.end);
+        if line.is_some_and(|line| line.receive(mark.run, &read, &frame)) {
+            return;
         }
-        // Who still believes in a stream that is over here is told.
+        // Who believes in a stream that is over here, or never was, is told.
         if let Frame::Beat { address, .. } = read {
             let gone = Message::new(frame.subject().clone(), "")
-                .with_correlation_id(end.other().to_string())
+                .with_correlation_id(mark.other().to_string())
                 .with_frame(Frame::Gone.to_string());
             self.tell(address, gone);
         }

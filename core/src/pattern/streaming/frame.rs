@@ -24,18 +24,30 @@ impl Side {
     }
 }
 
-/// One side of one stream: the correlation id of the frames that are for it.
+/// One side of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct End {
     pub(super) stream: u128,
     pub(super) side: Side,
 }
 
-impl End {
+/// The correlation id of a frame: the side that it is for, and the run that it belongs to. Whoever accepts a stream draws
+/// the run's number: where two have accepted the same opening, each is in a run of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) end: End,
+    pub(super) run: u64,
+}
+
+impl Mark {
     pub(super) fn other(self) -> Self {
+        let End { stream, side } = self.end;
         Self {
-            stream: self.stream,
-            side: self.side.other(),
+            end: End {
+                stream,
+                side: side.other(),
+            },
+            run: self.run,
         }
     }
 
@@ -46,22 +58,26 @@ impl End {
             "s" => Side::Server,
             _ => return None,
         };
-        let is_whole = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        let stream = is_whole.then(|| u128::from_str_radix(digits, 16).ok())?;
+        let (stream, run) = digits.split_at_checked(32)?;
+        let is_whole = run.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if !is_whole {
+            return None;
+        }
+        let stream = u128::from_str_radix(stream, 16).ok()?;
         Some(Self {
-            stream: stream?,
-            side,
+            end: End { stream, side },
+            run: u64::from_str_radix(run, 16).ok()?,
         })
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = match self.side {
+        let side = match self.end.side {
             Side::Caller => 'c',
             Side::Server => 's',
         };
-        write!(f, "{side}{:032x}", self.stream)
+        write!(f, "{side}{:032x}{:016x}", self.end.stream, self.run)
     }
 }
 
@@ -86,7 +102,12 @@ pub(super) enum Frame {
         address: SmolStr,
     },
     /// The reply that accepts it.
-    Accept { credit: Credit, address: SmolStr },
+    Accept {
+        /// The number of the run that it begins.
+        run: u64,
+        credit: Credit,
+        address: SmolStr,
+    },
     /// An item and its number, from 1.
     Item(u64),
     /// The end, after so many items.
@@ -124,9 +145,11 @@ impl fmt::Display for Frame {
                 }
                 write!(f, " {address}")
             }
-            Self::Accept { credit, address } => {
-                write!(f, "accept {} {} {address}", credit.items, credit.bytes)
-            }
+            Self::Accept {
+                run,
+                credit: Credit { items, bytes },
+                address,
+            } => write!(f, "accept {run:016x} {items} {bytes} {address}"),
             Self::Item(number) => write!(f, "i {number}"),
             Self::End(items) => write!(f, "e {items}"),
             Self::Credit(Credit { items, bytes }) => write!(f, "c {items} {bytes}"),
@@ -157,6 +180,7 @@ impl Frame {
             "stop" => Self::Stop,
             "gone" => Self::Gone,
             "accept" => Self::Accept {
+                run: u64::from_str_radix(words.next()?, 16).ok()?,
                 credit: credit(&mut words)?,
                 address: address(&mut words)?,
             },
@@ -218,8 +242,13 @@ mod tests {
                     left: left.map(|millis| Duration::from_millis(millis.into())),
                     address,
                 }),
-            (credit.clone(), address.clone())
-                .prop_map(|(credit, address)| Frame::Accept { credit, address }),
+            (any::<u64>(), credit.clone(), address.clone()).prop_map(|(run, credit, address)| {
+                Frame::Accept {
+                    run,
+                    credit,
+                    address,
+                }
+            }),
             any::<u64>().prop_map(Frame::Item),
             any::<u64>().prop_map(Frame::End),
             credit.clone().prop_map(Frame::Credit),
@@ -241,14 +270,15 @@ mod tests {
 
         #[test]
         fn any_text_is_read(text in any::<String>()) {
-            let _ = (Frame::read(&text), End::read(&text));
+            let _ = (Frame::read(&text), Mark::read(&text));
         }
 
         #[test]
-        fn an_end_survives_its_text(stream in any::<u128>(), caller in any::<bool>()) {
+        fn a_mark_survives_its_text(stream in any::<u128>(), run in any::<u64>(), caller in any::<bool>()) {
             let side = if caller { Side::Caller } else { Side::Server };
             let end = End { stream, side };
-            prop_assert_eq!(End::read(&end.to_string()), Some(end));
+            let mark = Mark { end, run };
+            prop_assert_eq!(Mark::read(&mark.to_string()), Some(mark));
         }
     }
 }

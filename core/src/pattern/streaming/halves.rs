@@ -47,10 +47,11 @@ impl Sink {
     /// Hands a frame to the wire. The error is one that it told at once.
     fn hand_over(&mut self, frame: &Frame, message: Message) -> Result<(), Error> {
         let line = &self.line;
-        let Some(peer) = line.state.lock().peer.clone() else {
+        let Some(peer) = line.peer.get() else {
             return Err(Broken::Lost.error(0));
         };
-        match line.exchange.post.send(&peer, line.message(frame, message)) {
+        let post = &line.exchange.post;
+        match post.send(&peer.address, peer.mark(frame, message)) {
             Progress::Done(sent) => sent,
             Progress::Pending(leaving) => {
                 self.leaving = Some(leaving);
@@ -154,13 +155,10 @@ impl Drop for Sink {
         }
         state.out.is_open = false;
         line.leave_if_over(&state);
-        let (peer, sent) = (state.peer.clone(), state.out.sent);
+        let sent = state.out.sent;
         drop(state);
-        if let Some(peer) = peer {
-            let message = ending(&line.subject, Some(&abandoned()));
-            let message = line.message(&Frame::End(sent), message);
-            line.exchange.tell(peer, message);
-        }
+        let message = ending(&line.subject, Some(&abandoned()));
+        line.tell_with(&Frame::End(sent), message);
     }
 }
 
@@ -184,11 +182,10 @@ impl ItemSource for Source {
         let line = &self.0;
         let mut state = line.state.lock();
         if let Some((item, more)) = state.read.hand_out() {
-            let peer = state.peer.clone();
-            if let (Some(credit), Some(peer)) = (more, peer) {
+            if let Some(credit) = more {
                 state.said = line.exchange.clock.now();
                 drop(state);
-                line.exchange.tell(peer, line.frame(&Frame::Credit(credit)));
+                line.tell(&Frame::Credit(credit));
             }
             return Poll::Ready(Some(Ok(item)));
         }
@@ -218,12 +215,9 @@ impl Drop for Source {
         let was_open = state.read.is_open && state.read.end.is_none() && state.broken.is_none();
         state.read.is_open = false;
         line.leave_if_over(&state);
-        let peer = state.peer.clone();
         drop(state);
-        if let Some(peer) = peer
-            && was_open
-        {
-            line.exchange.tell(peer, line.frame(&Frame::Stop));
+        if was_open {
+            line.tell(&Frame::Stop);
         }
     }
 }

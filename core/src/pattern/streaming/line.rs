@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -12,33 +12,50 @@ use tokio_util::sync::CancellationToken;
 
 use super::entrance::Answer;
 use super::exchange::Exchange;
-use super::frame::{Credit, End, Frame};
+use super::frame::{Credit, End, Frame, Mark};
 use super::halves::{Sink, Source};
 use super::{Item, WINDOW, WINDOW_BYTES};
 use crate::{Error, ErrorKind, Message, RemoteError, Subject};
 
+/// The most frames that are kept for a caller that is not accepted yet: the windows of two, and their ends.
+const MAX_EARLY: usize = 2 * (WINDOW + 1);
+
 /// One side of a stream. It is known to its exchange until both directions have ended.
 pub(super) struct Line {
     pub(super) end: End,
-    /// What the frames to the other side are marked with.
-    other: SmolStr,
     pub(super) subject: Subject,
     pub(super) exchange: Arc<Exchange>,
     pub(super) stopped: CancellationToken,
+    /// Known to a caller once it is accepted.
+    pub(super) peer: OnceLock<Peer>,
     /// How its opening was answered.
     pub(super) answer: Mutex<Answer>,
     pub(super) state: Mutex<State>,
 }
 
+/// The other side of a stream.
+pub(super) struct Peer {
+    pub(super) run: u64,
+    pub(super) address: SmolStr,
+    /// What the frames to it are marked with.
+    mark: SmolStr,
+}
+
 pub(super) struct State {
-    /// The other side's address; not known before it has accepted.
-    pub(super) peer: Option<SmolStr>,
+    early: Early,
     pub(super) out: Out,
     pub(super) read: Read,
     pub(super) broken: Option<Broken>,
     /// When the other side was heard last, and when it last heard from us.
     pub(super) heard: Instant,
     pub(super) said: Instant,
+}
+
+/// Frames of all who have accepted, while the caller does not know whom it talks to.
+#[derive(Default)]
+struct Early {
+    frames: Vec<(u64, Frame, Message)>,
+    bytes: usize,
 }
 
 /// What we send.
@@ -125,7 +142,7 @@ impl Line {
     ) -> Arc<Self> {
         let now = exchange.clock.now();
         let state = State {
-            peer: None,
+            early: Early::default(),
             out: Out {
                 is_open: sends,
                 sent: 0,
@@ -150,21 +167,38 @@ impl Line {
         };
         Arc::new(Self {
             end,
-            other: end.other().to_smolstr(),
             subject,
             exchange: Arc::clone(exchange),
             stopped: CancellationToken::new(),
+            peer: OnceLock::new(),
             answer: Mutex::default(),
             state: Mutex::new(state),
         })
     }
 
-    /// The other side is there: its address, and what it allows.
-    pub(super) fn meet(&self, peer: SmolStr, credit: Credit) {
+    /// The other side is there: its run and its address, and what it allows.
+    pub(super) fn meet(&self, run: u64, address: SmolStr, credit: Credit) {
+        let mark = Mark { end: self.end, run };
+        let peer = Peer {
+            run,
+            address,
+            mark: mark.other().to_smolstr(),
+        };
         let mut state = self.state.lock();
-        state.peer = Some(peer);
+        if self.peer.set(peer).is_err() {
+            return;
+        }
         state.heard = self.exchange.clock.now();
         state.out.allow(credit);
+        for (early, frame, message) in std::mem::take(&mut state.early).frames {
+            if early != run {
+                continue;
+            }
+            if let Err(broken) = self.take_in(&mut state, &frame, &message) {
+                return self.break_off(state, broken);
+            }
+        }
+        self.leave_if_over(&state);
     }
 
     pub(super) fn halves(self: &Arc<Self>) -> super::Duplex {
@@ -182,11 +216,26 @@ impl Line {
         self.leave_if_over(&state);
     }
 
-    /// A frame that came from the other side.
-    pub(super) fn receive(&self, frame: &Frame, message: &Message) {
+    /// A frame that came to this side; `false` where somebody sent it whose run this is not.
+    pub(super) fn receive(&self, run: u64, frame: &Frame, message: &Message) -> bool {
         let mut state = self.state.lock();
+        let Some(peer) = self.peer.get() else {
+            state.early.keep(run, frame, message);
+            return true;
+        };
+        if peer.run != run {
+            return false;
+        }
         state.heard = self.exchange.clock.now();
-        let is_ok = match frame {
+        match self.take_in(&mut state, frame, message) {
+            Ok(()) => self.leave_if_over(&state),
+            Err(broken) => self.break_off(state, broken),
+        }
+        true
+    }
+
+    fn take_in(&self, state: &mut State, frame: &Frame, message: &Message) -> Result<(), Broken> {
+        match frame {
             Frame::Item(number) => state.read.take_in(*number, message),
             Frame::End(items) => state.read.end(*items, message),
             Frame::Credit(credit) => {
@@ -204,10 +253,6 @@ impl Line {
             }
             Frame::Gone => Err(Broken::Lost),
             Frame::Open { .. } | Frame::Accept { .. } => Err(Broken::Overrun),
-        };
-        match is_ok {
-            Ok(()) => self.leave_if_over(&state),
-            Err(broken) => self.break_off(state, broken),
         }
     }
 
@@ -225,24 +270,21 @@ impl Line {
         state.out.wake();
         state.read.wake();
         self.exchange.forget(self);
-        let peer = state.peer.clone();
         drop(state);
         self.stopped.cancel();
-        if let Some(peer) = peer
-            && tells
-        {
-            self.exchange.tell(peer, self.frame(&Frame::Gone));
+        if tells {
+            self.tell(&Frame::Gone);
         }
     }
 
     /// Says that we are there, where nothing else has said so since `quiet`; is told that nobody is, since `silent`.
     pub(super) fn keep(&self, now: Instant, quiet: Instant, silent: Instant) {
         let mut state = self.state.lock();
-        let Some(peer) = state.peer.clone() else {
+        if self.peer.get().is_none() {
             // Who has opened it waits for an answer by a deadline of its own.
             state.heard = now;
             return;
-        };
+        }
         if state.heard <= silent {
             return self.break_off(state, Broken::Lost);
         }
@@ -258,7 +300,7 @@ impl Line {
                 credit,
                 address,
             };
-            self.exchange.tell(peer, self.frame(&beat));
+            self.tell(&beat);
         }
     }
 
@@ -269,14 +311,36 @@ impl Line {
         }
     }
 
-    pub(super) fn frame(&self, frame: &Frame) -> Message {
-        self.message(frame, Message::new(self.subject.clone(), ""))
+    /// Sends a frame of no items by the way.
+    pub(super) fn tell(&self, frame: &Frame) {
+        self.tell_with(frame, Message::new(self.subject.clone(), ""));
     }
 
-    pub(super) fn message(&self, frame: &Frame, message: Message) -> Message {
+    pub(super) fn tell_with(&self, frame: &Frame, message: Message) {
+        if let Some(peer) = self.peer.get() {
+            let frame = peer.mark(frame, message);
+            self.exchange.tell(peer.address.clone(), frame);
+        }
+    }
+}
+
+impl Peer {
+    /// Makes a frame to it of a message.
+    pub(super) fn mark(&self, frame: &Frame, message: Message) -> Message {
         message
-            .with_correlation_id(self.other.clone())
+            .with_correlation_id(self.mark.clone())
             .with_frame(frame.to_smolstr())
+    }
+}
+
+impl Early {
+    fn keep(&mut self, run: u64, frame: &Frame, message: &Message) {
+        let has_room = self.frames.len() < MAX_EARLY && self.bytes < 2 * WINDOW_BYTES;
+        // A sign of life comes again.
+        if has_room && !matches!(frame, Frame::Beat { .. }) {
+            self.bytes += message.payload().len();
+            self.frames.push((run, frame.clone(), message.clone()));
+        }
     }
 }
 
