@@ -139,7 +139,7 @@ async fn a_lost_end_and_a_lost_stop_are_made_up_for() {
     let (shop, till) = wire.start(router).await;
     let client = till.client();
     town.breaks(|frame| match frame.frame() {
-        Some("e 3" | "stop") => Vec::new(),
+        Some("e 3") => Vec::new(),
         _ => vec![frame],
     });
     let mut items = client.stream::<u64, u64>("math.count", &3).await.unwrap();
@@ -150,9 +150,12 @@ async fn a_lost_end_and_a_lost_stop_are_made_up_for() {
     let end = items.next().await.unwrap().unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Disconnected, "no clean end");
 
-    drop(client.stream::<u64, u64>("data.wait", &1).await.unwrap());
+    let items = client.stream::<u64, u64>("data.wait", &1).await.unwrap();
+    town.breaks(|_| Vec::new());
+    drop(items);
     common::settle().await;
     assert_eq!(running.count(), 1);
+    town.mends();
     pass(&clock, HEARTBEAT).await;
     until("the handler's end", || running.count() == 0).await;
     drop((shop, till));
@@ -290,6 +293,119 @@ async fn a_repeated_opening_opens_nothing_and_ends_nothing() {
 }
 
 #[tokio::test]
+async fn what_one_direction_has_lost_is_made_up_for_while_the_other_goes_on() {
+    let (wire, town, clock) = Wire::timed();
+    let running = Running::default();
+    let counting = running.clone();
+    let reads = move |mut items: Inbound<u64>| {
+        let run = counting.begin();
+        stream::once(async move {
+            let _run = run;
+            while items.next().await.is_some() {}
+            std::future::pending::<Result<u64>>().await
+        })
+    };
+    let gate = Arc::new(Semaphore::new(0));
+    let opening = Arc::clone(&gate);
+    let refuses = move |items: Inbound<u64>| {
+        let gate = Arc::clone(&opening);
+        stream::once(async move {
+            gate.acquire().await.unwrap().forget();
+            drop(items);
+            std::future::pending::<Result<u64>>().await
+        })
+    };
+    let router = Router::new()
+        .on_stream("data.reads", reads)
+        .on_stream("data.sum", sum)
+        .on_stream("data.refuses", refuses);
+    let (shop, till) = wire.start(router).await;
+    let client = till.client();
+
+    // The end of what the caller sends, lost in a duplex and in an upload.
+    let (mut items, replies) = client.duplex::<u64, u64>("data.reads").await.unwrap();
+    items.send(&1).await.unwrap();
+    town.breaks(|_| Vec::new());
+    items.finish().await.unwrap();
+    town.mends();
+    pass(&clock, HEARTBEAT).await;
+    until("the handler's end", || running.count() == 0).await;
+    drop(replies);
+    let mut upload = client.upload::<u64, u64>("data.sum").await.unwrap();
+    upload.send(&1).await.unwrap();
+    town.breaks(|_| Vec::new());
+    let finishing = tokio::spawn(upload.finish());
+    common::settle().await;
+    town.mends();
+    pass(&clock, HEARTBEAT).await;
+    let error = in_time("a reply", finishing).await.unwrap().unwrap_err();
+    assert!(error.as_remote().is_some() || error.kind() == ErrorKind::Disconnected);
+
+    // The stop of a reader that goes on replying.
+    let (mut items, replies) = client.duplex::<u64, u64>("data.refuses").await.unwrap();
+    items.send(&1).await.unwrap();
+    town.breaks(|_| Vec::new());
+    gate.add_permits(1);
+    common::settle().await;
+    town.mends();
+    pass(&clock, HEARTBEAT).await;
+    let refused = items.send(&2).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Cancelled);
+    drop(replies);
+
+    // An end that the wire does not take.
+    let (mut items, mut replies) = client.duplex::<u64, u64>("data.reads").await.unwrap();
+    items.send(&1).await.unwrap();
+    town.breaks(|frame| match frame.frame() {
+        Some("e 1") => Fate::Fails(ErrorKind::Disconnected),
+        _ => Fate::Arrives(vec![frame]),
+    });
+    assert_eq!(
+        items.finish().await.unwrap_err().kind(),
+        ErrorKind::Disconnected
+    );
+    until("the handler's end", || running.count() == 0).await;
+    let end = in_time("an end", replies.next()).await.unwrap();
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::Disconnected);
+    drop((shop, till));
+}
+
+#[tokio::test]
+async fn thousands_of_idle_streams_live() {
+    const STREAMS: usize = 5_000;
+    let (wire, town, clock) = Wire::timed();
+    let running = Running::default();
+    let router = Router::new().on_stream("data.wait", running.waiting());
+    let shop = wire
+        .app("shop", router)
+        .force(&format!("[handlers.'data.wait']\nconcurrency = {STREAMS}"));
+    let shop = shop.start().await.unwrap();
+    let till = wire.app("till", Router::new()).start().await.unwrap();
+    let client = till.client();
+    let mut open = Vec::new();
+    for _ in 0..STREAMS {
+        open.push(client.stream::<u64, u64>("data.wait", &1).await.unwrap());
+    }
+    let beats = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&beats);
+    town.breaks(move |frame| {
+        let is_beat = frame.frame().is_some_and(|frame| frame.starts_with("b "));
+        counting.fetch_add(usize::from(is_beat), Ordering::Relaxed);
+        vec![frame]
+    });
+    for _ in 0..6 {
+        beats.store(0, Ordering::Relaxed);
+        pass(&clock, HEARTBEAT / 2).await;
+        until("a sign of life of each", || {
+            beats.load(Ordering::Relaxed) >= 2 * STREAMS
+        })
+        .await;
+    }
+    assert_eq!(running.count(), STREAMS);
+    drop((open, shop, till));
+}
+
+#[tokio::test]
 async fn a_frame_that_the_wire_takes_late_is_as_good() {
     let (wire, town) = Wire::emulated();
     let (shop, till) = wire.start(router()).await;
@@ -305,5 +421,53 @@ async fn a_frame_that_the_wire_takes_late_is_as_good() {
     common::settle().await;
     town.lets_go();
     assert_eq!(in_time("the rest", items.count()).await, 3);
+    drop((shop, till));
+}
+
+#[tokio::test]
+async fn a_caller_that_gave_up_is_told_of_by_the_first_sign_of_life() {
+    let (wire, town, clock) = Wire::timed();
+    let gated = Gated::new();
+    let running = Running::default();
+    let counting = running.clone();
+    let ticking = {
+        let clock = clock.clone();
+        move |_: u64| {
+            let (run, clock) = (counting.begin(), clock.clone());
+            stream::repeat(()).then(move |()| {
+                let _ = &run;
+                let tick = clock.sleep_until(clock.now() + HEARTBEAT / 8);
+                tick.map(|()| Ok::<_, Failure>(1))
+            })
+        }
+    };
+    let router = Router::new()
+        .on_stream("shop.count", gated.handler())
+        .on_stream("data.ticks", ticking);
+    let (shop, till) = wire.start(router).await;
+
+    // When it is accepted: no time passes at all.
+    gated.gate.add_permits(1);
+    let client = till.client();
+    drop(client.stream::<_, u64>("shop.count", &3).await.unwrap());
+    until("its end", || gated.running.count() == 0).await;
+    gated.gate.add_permits(1);
+    town.asks_again("shop.count").await.unwrap();
+    until("its end", || gated.running.count() == 0).await;
+
+    // While items are sent, and what the caller said is lost.
+    let mut items = till
+        .client()
+        .stream::<u64, u64>("data.ticks", &1)
+        .await
+        .unwrap();
+    pass(&clock, HEARTBEAT).await;
+    items.next().await.unwrap().unwrap();
+    town.breaks(|_| Vec::new());
+    drop(items);
+    common::settle().await;
+    town.mends();
+    pass(&clock, HEARTBEAT).await;
+    until("its end", || running.count() == 0).await;
     drop((shop, till));
 }

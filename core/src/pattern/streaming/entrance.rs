@@ -237,6 +237,7 @@ impl Door for Entrance {
         // Its halves tell the caller if we are given up here.
         let duplex = line.halves();
         self.replier.reply(*reply).wait().await?;
+        line.accepted();
         Ok(duplex)
     }
 

@@ -20,7 +20,7 @@ use crate::{Error, ErrorKind, Message};
 
 /// The most streams that one client has open at once.
 const MAX_STREAMS: usize = 65_536;
-/// The most frames of no item (credit, signs of life, stops) that wait to be sent.
+/// The most replies, and frames of streams that we do not know, that wait to be sent.
 const MAX_WAITING: usize = 4_096;
 /// How often the streams are looked through, for each sign of life that is due.
 const LOOKS: u32 = 4;
@@ -29,7 +29,7 @@ const LOOKS: u32 = 4;
 pub(super) struct Exchange {
     pub(super) post: Arc<dyn Post>,
     pub(super) clock: Arc<dyn Clock>,
-    heartbeat: Duration,
+    pub(super) heartbeat: Duration,
     address: OnceLock<SmolStr>,
     opening: tokio::sync::Mutex<()>,
     lines: Mutex<HashMap<End, Weak<Line>>>,
@@ -40,6 +40,8 @@ pub(super) struct Exchange {
 
 /// What is sent by the way.
 pub(super) enum Errand {
+    /// A stream, of which each waits once.
+    Speak(Arc<Line>),
     Frame(SmolStr, Message),
     Reply(Arc<dyn Replier>, Box<Reply>),
 }
@@ -50,7 +52,7 @@ impl Exchange {
         clock: Arc<dyn Clock>,
         heartbeat: Duration,
     ) -> Arc<Self> {
-        let (waiting, errands) = mpsc::channel(MAX_WAITING);
+        let (waiting, errands) = mpsc::channel(MAX_STREAMS + MAX_WAITING);
         Arc::new(Self {
             post,
             clock,
@@ -110,15 +112,17 @@ impl Exchange {
         }
     }
 
-    /// Sends a frame by the way. Where too many wait it is left out: the next sign of life makes up for it.
-    pub(super) fn tell(&self, address: SmolStr, frame: Message) {
-        self.run(Errand::Frame(address, frame));
-    }
-
-    pub(super) fn run(&self, errand: Errand) {
-        if self.waiting.try_send(errand).is_err() {
+    /// Takes an errand, where there is a place for it. All streams have one, whatever else waits.
+    pub(super) fn run(&self, errand: Errand) -> bool {
+        let has_place = match errand {
+            Errand::Speak(_) => true,
+            Errand::Frame(..) | Errand::Reply(..) => self.waiting.capacity() > MAX_STREAMS,
+        };
+        let is_taken = has_place && self.waiting.try_send(errand).is_ok();
+        if !is_taken {
             metrics::counter!("anywire.streams.frames_left_out").increment(1);
         }
+        is_taken
     }
 
     fn find(&self, end: End) -> Option<Arc<Line>> {
@@ -136,10 +140,8 @@ impl Exchange {
 
     fn look(&self) {
         let now = self.clock.now();
-        let ago = |time: Duration| now.checked_sub(time).unwrap_or(now);
-        let (quiet, silent) = (ago(self.heartbeat / 2), ago(self.heartbeat * 7 / 4));
         for line in self.all() {
-            line.keep(now, quiet, silent);
+            line.keep(now);
         }
     }
 }
@@ -160,7 +162,7 @@ impl Mailbox for Exchange {
             let gone = Message::new(frame.subject().clone(), "")
                 .with_correlation_id(mark.other().to_string())
                 .with_frame(Frame::Gone.to_string());
-            self.tell(address, gone);
+            self.run(Errand::Frame(address, gone));
         }
     }
 
@@ -204,6 +206,7 @@ async fn keep(exchange: Weak<Exchange>, mut errands: mpsc::Receiver<Errand>) {
         };
         let sent = match errand {
             None => return,
+            Some(Errand::Speak(line)) => line.speak().await,
             Some(Errand::Frame(address, frame)) => post.send(&address, frame).wait().await,
             Some(Errand::Reply(replier, reply)) => replier.reply(*reply).wait().await,
         };

@@ -112,14 +112,13 @@ pub(super) enum Frame {
     Item(u64),
     /// The end, after so many items.
     End(u64),
-    /// More may be sent.
-    Credit(Credit),
-    /// The reader wants no more.
-    Stop,
-    /// The sender of this is there, has sent so many items, and allows so many.
+    /// A sign of life, and all that there is to say: so many items were sent, and whether more can come; so many may be
+    /// sent, and whether any is wanted.
     Beat {
         sent: u64,
+        sends: bool,
         credit: Credit,
+        reads: bool,
         address: SmolStr,
     },
     /// The stream is not known where the frame before this went.
@@ -152,13 +151,16 @@ impl fmt::Display for Frame {
             } => write!(f, "accept {run:016x} {items} {bytes} {address}"),
             Self::Item(number) => write!(f, "i {number}"),
             Self::End(items) => write!(f, "e {items}"),
-            Self::Credit(Credit { items, bytes }) => write!(f, "c {items} {bytes}"),
-            Self::Stop => f.write_str("stop"),
             Self::Beat {
                 sent,
+                sends,
                 credit: Credit { items, bytes },
+                reads,
                 address,
-            } => write!(f, "b {sent} {items} {bytes} {address}"),
+            } => {
+                let (sends, reads) = (u8::from(*sends), u8::from(*reads));
+                write!(f, "b {sent} {sends} {items} {bytes} {reads} {address}")
+            }
             Self::Gone => f.write_str("gone"),
         }
     }
@@ -171,13 +173,13 @@ impl Frame {
         let frame = match words.next()? {
             "i" => Self::Item(number(&mut words)?),
             "e" => Self::End(number(&mut words)?),
-            "c" => Self::Credit(credit(&mut words)?),
             "b" => Self::Beat {
                 sent: number(&mut words)?,
+                sends: flag(&mut words)?,
                 credit: credit(&mut words)?,
+                reads: flag(&mut words)?,
                 address: address(&mut words)?,
             },
-            "stop" => Self::Stop,
             "gone" => Self::Gone,
             "accept" => Self::Accept {
                 run: u64::from_str_radix(words.next()?, 16).ok()?,
@@ -186,7 +188,7 @@ impl Frame {
             },
             "open" => Self::Open {
                 stream: u128::from_str_radix(words.next()?, 16).ok()?,
-                sends: words.next()? == "1",
+                sends: flag(&mut words)?,
                 credit: credit(&mut words)?,
                 left: match words.next()? {
                     "-" => None,
@@ -202,6 +204,14 @@ impl Frame {
 
 fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
     words.next()?.parse().ok()
+}
+
+fn flag<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<bool> {
+    match words.next()? {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
 }
 
 fn credit<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Credit> {
@@ -251,13 +261,15 @@ mod tests {
             }),
             any::<u64>().prop_map(Frame::Item),
             any::<u64>().prop_map(Frame::End),
-            credit.clone().prop_map(Frame::Credit),
-            Just(Frame::Stop),
-            (any::<u64>(), credit, address).prop_map(|(sent, credit, address)| Frame::Beat {
-                sent,
-                credit,
-                address
-            }),
+            (any::<u64>(), any::<[bool; 2]>(), credit, address).prop_map(
+                |(sent, [sends, reads], credit, address)| Frame::Beat {
+                    sent,
+                    sends,
+                    credit,
+                    reads,
+                    address,
+                }
+            ),
             Just(Frame::Gone),
         ]
     }

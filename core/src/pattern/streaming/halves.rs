@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use futures::future::BoxFuture;
 
 use super::frame::Frame;
-use super::line::{Broken, Line, abandoned};
+use super::line::{Broken, Line};
 use super::{Item, ItemSink, ItemSource};
 use crate::client::error_reply;
 use crate::pattern::Progress;
@@ -34,14 +34,21 @@ impl Sink {
         };
         let left = ready!(leaving.as_mut().poll(cx));
         self.leaving = None;
-        let mut state = self.line.state.lock();
-        state.out.handed = state.out.sent;
-        drop(state);
         if let Err(error) = left {
             self.line.fail(Broken::Unsent);
             return Poll::Ready(Err(error));
         }
+        self.has_left();
         Poll::Ready(Ok(()))
+    }
+
+    /// The wire has taken all that we gave it.
+    fn has_left(&self) {
+        let mut state = self.line.state.lock();
+        state.out.handed = state.out.sent;
+        if !state.out.is_open {
+            self.line.sent_all(&mut state);
+        }
     }
 
     /// Hands a frame to the wire. The error is one that it told at once.
@@ -80,9 +87,8 @@ impl ItemSink for Sink {
         } = item;
         let (line, bytes) = (Arc::clone(&self.line), payload.len() as u64);
         let number = {
-            let mut state = line.state.lock();
+            let state = line.state.lock();
             state.check_sending()?;
-            state.said = line.exchange.clock.now();
             state.out.sent + 1
         };
         let message = Message::new(line.subject.clone(), payload).with_content_type(content_type);
@@ -122,7 +128,6 @@ impl ItemSink for Sink {
                 return Poll::Ready(Ok(()));
             }
             state.out.is_open = false;
-            line.leave_if_over(&state);
             state.out.sent
         };
         let mut message = ending(&line.subject, end);
@@ -134,7 +139,13 @@ impl ItemSink for Sink {
             message = ending(&line.subject, Some(&end.clone().with_details(None)));
             handed = self.hand_over(&Frame::End(sent), message);
         }
-        handed?;
+        if let Err(error) = handed {
+            line.fail(Broken::Unsent);
+            return Poll::Ready(Err(error));
+        }
+        if self.leaving.is_none() {
+            self.has_left();
+        }
         self.poll_left(cx)
     }
 }
@@ -148,17 +159,19 @@ fn ending(subject: &Subject, end: Option<&RemoteError>) -> Message {
 
 impl Drop for Sink {
     fn drop(&mut self) {
+        // It may arrive, or not.
+        self.leaving = None;
         let line = &self.line;
         let mut state = line.state.lock();
-        if !state.out.is_open || state.broken.is_some() {
+        if state.out.is_over || state.broken.is_some() {
             return;
         }
+        if !state.out.is_open || line.peer.get().is_none() {
+            return line.sent_all(&mut state);
+        }
         state.out.is_open = false;
-        line.leave_if_over(&state);
-        let sent = state.out.sent;
-        drop(state);
-        let message = ending(&line.subject, Some(&abandoned()));
-        line.tell_with(&Frame::End(sent), message);
+        state.owed.end = true;
+        line.ask_to_speak(&mut state);
     }
 }
 
@@ -181,11 +194,10 @@ impl ItemSource for Source {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, Error>>> {
         let line = &self.0;
         let mut state = line.state.lock();
-        if let Some((item, more)) = state.read.hand_out() {
-            if let Some(credit) = more {
-                state.said = line.exchange.clock.now();
-                drop(state);
-                line.tell(&Frame::Credit(credit));
+        if let Some((item, allows_more)) = state.read.hand_out() {
+            if allows_more {
+                state.owed.beat = true;
+                line.ask_to_speak(&mut state);
             }
             return Poll::Ready(Some(Ok(item)));
         }
@@ -215,9 +227,9 @@ impl Drop for Source {
         let was_open = state.read.is_open && state.read.end.is_none() && state.broken.is_none();
         state.read.is_open = false;
         line.leave_if_over(&state);
-        drop(state);
         if was_open {
-            line.tell(&Frame::Stop);
+            state.owed.beat = true;
+            line.ask_to_speak(&mut state);
         }
     }
 }

@@ -6,15 +6,16 @@ use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smol_str::{SmolStr, ToSmolStr};
 use tokio_util::sync::CancellationToken;
 
 use super::entrance::Answer;
-use super::exchange::Exchange;
+use super::exchange::{Errand, Exchange};
 use super::frame::{Credit, End, Frame, Mark};
 use super::halves::{Sink, Source};
 use super::{Item, WINDOW, WINDOW_BYTES};
+use crate::client::error_reply;
 use crate::{Error, ErrorKind, Message, RemoteError, Subject};
 
 /// The most frames that are kept for a caller that is not accepted yet: the windows of two, and their ends.
@@ -46,9 +47,22 @@ pub(super) struct State {
     pub(super) out: Out,
     pub(super) read: Read,
     pub(super) broken: Option<Broken>,
-    /// When the other side was heard last, and when it last heard from us.
-    pub(super) heard: Instant,
-    pub(super) said: Instant,
+    /// When the other side was heard last, and when we gave it a sign of life.
+    heard: Instant,
+    said: Instant,
+    pub(super) owed: Owed,
+    /// Whether it has a place among those that wait for their turn to speak.
+    is_waiting: bool,
+}
+
+/// What the other side has to be told, by the way.
+#[derive(Default)]
+pub(super) struct Owed {
+    /// That we gave up what we were sending.
+    pub(super) end: bool,
+    pub(super) beat: bool,
+    /// That we know the stream no more.
+    gone: bool,
 }
 
 /// Frames of all who have accepted, while the caller does not know whom it talks to.
@@ -61,6 +75,8 @@ struct Early {
 /// What we send.
 pub(super) struct Out {
     pub(super) is_open: bool,
+    /// Nothing leaves any more: the end has left, or nobody wants it.
+    pub(super) is_over: bool,
     /// The items that were given to us, and those of them that have left.
     pub(super) sent: u64,
     pub(super) handed: u64,
@@ -87,7 +103,7 @@ pub(super) struct Read {
 pub(super) enum Broken {
     /// The other side is not heard of any more, or has forgotten the stream, or our inbox is gone.
     Lost,
-    /// Items are missing.
+    /// Items are missing, or the end.
     Missing,
     /// The other side sent more than it was allowed to, or what no frame is.
     Overrun,
@@ -104,7 +120,7 @@ impl Broken {
             ),
             Self::Missing => (
                 ErrorKind::Disconnected,
-                "items of the stream were lost on the way",
+                "items of the stream, or its end, were lost on the way",
             ),
             Self::Overrun => (
                 ErrorKind::Rejected,
@@ -145,6 +161,7 @@ impl Line {
             early: Early::default(),
             out: Out {
                 is_open: sends,
+                is_over: !sends,
                 sent: 0,
                 handed: 0,
                 bytes: 0,
@@ -164,6 +181,8 @@ impl Line {
             broken: None,
             heard: now,
             said: now,
+            owed: Owed::default(),
+            is_waiting: false,
         };
         Arc::new(Self {
             end,
@@ -177,7 +196,7 @@ impl Line {
     }
 
     /// The other side is there: its run and its address, and what it allows.
-    pub(super) fn meet(&self, run: u64, address: SmolStr, credit: Credit) {
+    pub(super) fn meet(self: &Arc<Self>, run: u64, address: SmolStr, credit: Credit) {
         let mark = Mark { end: self.end, run };
         let peer = Peer {
             run,
@@ -208,6 +227,13 @@ impl Line {
         }
     }
 
+    /// We have accepted it. A caller that is gone says so at once.
+    pub(super) fn accepted(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.owed.beat = true;
+        self.ask_to_speak(&mut state);
+    }
+
     /// It never began.
     pub(super) fn dismiss(&self) {
         let mut state = self.state.lock();
@@ -217,7 +243,7 @@ impl Line {
     }
 
     /// A frame that came to this side; `false` where somebody sent it whose run this is not.
-    pub(super) fn receive(&self, run: u64, frame: &Frame, message: &Message) -> bool {
+    pub(super) fn receive(self: &Arc<Self>, run: u64, frame: &Frame, message: &Message) -> bool {
         let mut state = self.state.lock();
         let Some(peer) = self.peer.get() else {
             state.early.keep(run, frame, message);
@@ -238,18 +264,19 @@ impl Line {
         match frame {
             Frame::Item(number) => state.read.take_in(*number, message),
             Frame::End(items) => state.read.end(*items, message),
-            Frame::Credit(credit) => {
+            Frame::Beat {
+                sent,
+                sends,
+                credit,
+                reads,
+                ..
+            } => {
                 state.out.allow(*credit);
-                Ok(())
-            }
-            Frame::Beat { sent, credit, .. } => {
-                state.out.allow(*credit);
-                state.read.check(*sent)
-            }
-            Frame::Stop => {
-                state.out.close();
-                self.stopped.cancel();
-                Ok(())
+                if !reads {
+                    state.out.close();
+                    self.stopped.cancel();
+                }
+                state.read.check(*sent, *sends)
             }
             Frame::Gone => Err(Broken::Lost),
             Frame::Open { .. } | Frame::Accept { .. } => Err(Broken::Overrun),
@@ -257,69 +284,107 @@ impl Line {
     }
 
     /// Ends it badly.
-    pub(super) fn fail(&self, broken: Broken) {
+    pub(super) fn fail(self: &Arc<Self>, broken: Broken) {
         self.break_off(self.state.lock(), broken);
     }
 
-    fn break_off(&self, mut state: parking_lot::MutexGuard<'_, State>, broken: Broken) {
+    fn break_off(self: &Arc<Self>, mut state: MutexGuard<'_, State>, broken: Broken) {
         if state.broken.is_some() {
             return;
         }
-        let tells = broken != Broken::Lost;
         state.broken = Some(broken);
         state.out.wake();
         state.read.wake();
         self.exchange.forget(self);
+        if broken != Broken::Lost {
+            state.owed.gone = true;
+            self.ask_to_speak(&mut state);
+        }
         drop(state);
         self.stopped.cancel();
-        if tells {
-            self.tell(&Frame::Gone);
-        }
     }
 
-    /// Says that we are there, where nothing else has said so since `quiet`; is told that nobody is, since `silent`.
-    pub(super) fn keep(&self, now: Instant, quiet: Instant, silent: Instant) {
+    /// Gives a sign of life where one is due; breaks where none came for too long.
+    pub(super) fn keep(self: &Arc<Self>, now: Instant) {
+        let heartbeat = self.exchange.heartbeat;
         let mut state = self.state.lock();
         if self.peer.get().is_none() {
             // Who has opened it waits for an answer by a deadline of its own.
             state.heard = now;
             return;
         }
-        if state.heard <= silent {
+        if now.saturating_duration_since(state.heard) >= heartbeat * 7 / 4 {
             return self.break_off(state, Broken::Lost);
         }
-        if state.said > quiet {
-            return;
+        if now.saturating_duration_since(state.said) >= heartbeat / 2 {
+            state.owed.beat = true;
         }
-        state.said = now;
-        let (sent, credit) = (state.out.handed, state.read.granted);
-        drop(state);
-        if let Some(address) = self.exchange.address() {
-            let beat = Frame::Beat {
-                sent,
-                credit,
-                address,
-            };
-            self.tell(&beat);
+        if state.owed.beat || state.owed.end {
+            self.ask_to_speak(&mut state);
         }
+    }
+
+    /// Asks for a turn to [`speak`](Self::speak). Where there is none, the next look asks again.
+    pub(super) fn ask_to_speak(self: &Arc<Self>, state: &mut State) {
+        if !state.is_waiting && self.peer.get().is_some() {
+            state.is_waiting = self.exchange.run(Errand::Speak(Arc::clone(self)));
+        }
+    }
+
+    /// Tells the other side all that is owed to it.
+    pub(super) async fn speak(self: Arc<Self>) -> Result<(), Error> {
+        let Some(peer) = self.peer.get() else {
+            return Ok(());
+        };
+        while let Some((frame, message)) = self.word() {
+            let is_end = matches!(frame, Frame::End(_));
+            let post = &self.exchange.post;
+            let sent = post.send(&peer.address, peer.mark(&frame, message));
+            let sent = sent.wait().await;
+            if is_end {
+                self.sent_all(&mut self.state.lock());
+            }
+            sent?;
+        }
+        Ok(())
+    }
+
+    fn word(&self) -> Option<(Frame, Message)> {
+        let mut state = self.state.lock();
+        state.is_waiting = false;
+        let message = Message::new(self.subject.clone(), "");
+        if state.broken.is_some() {
+            let is_owed = std::mem::take(&mut state.owed).gone;
+            return is_owed.then_some((Frame::Gone, message));
+        }
+        if std::mem::take(&mut state.owed.end) {
+            let message = error_reply(&self.subject, &abandoned());
+            return Some((Frame::End(state.out.sent), message));
+        }
+        if !std::mem::take(&mut state.owed.beat) {
+            return None;
+        }
+        state.said = self.exchange.clock.now();
+        let beat = Frame::Beat {
+            sent: state.out.handed,
+            sends: !state.out.is_over,
+            credit: state.read.granted,
+            reads: state.read.is_open,
+            address: self.exchange.address()?,
+        };
+        Some((beat, message))
+    }
+
+    /// Nothing leaves any more.
+    pub(super) fn sent_all(&self, state: &mut State) {
+        state.out.is_over = true;
+        self.leave_if_over(state);
     }
 
     pub(super) fn leave_if_over(&self, state: &State) {
         let has_read = !state.read.is_open || state.read.end.is_some();
-        if has_read && !state.out.is_open {
+        if has_read && state.out.is_over {
             self.exchange.forget(self);
-        }
-    }
-
-    /// Sends a frame of no items by the way.
-    pub(super) fn tell(&self, frame: &Frame) {
-        self.tell_with(frame, Message::new(self.subject.clone(), ""));
-    }
-
-    pub(super) fn tell_with(&self, frame: &Frame, message: Message) {
-        if let Some(peer) = self.peer.get() {
-            let frame = peer.mark(frame, message);
-            self.exchange.tell(peer.address.clone(), frame);
         }
     }
 }
@@ -376,6 +441,7 @@ impl Out {
 
     fn close(&mut self) {
         self.is_open = false;
+        self.is_over = true;
         self.wake();
     }
 
@@ -412,7 +478,7 @@ impl Read {
         if !self.is_open || self.end.is_some() {
             return Ok(());
         }
-        self.check(items)?;
+        self.check(items, true)?;
         if items < self.seen {
             return Err(Broken::Overrun);
         }
@@ -425,16 +491,17 @@ impl Read {
         Ok(())
     }
 
-    /// Whether so many items have come.
-    fn check(&self, items: u64) -> Result<(), Broken> {
-        match self.is_open && self.end.is_none() && items > self.seen {
+    /// Whether so many items have come, and an end where no more can.
+    fn check(&self, items: u64, sends: bool) -> Result<(), Broken> {
+        let waits = self.is_open && self.end.is_none();
+        match waits && (items > self.seen || !sends) {
             true => Err(Broken::Missing),
             false => Ok(()),
         }
     }
 
-    /// Hands out an item, and says what more is allowed for it, where that is worth a frame.
-    pub(super) fn hand_out(&mut self) -> Option<(Item, Option<Credit>)> {
+    /// Hands out an item. The other side has to be told where it is allowed more.
+    pub(super) fn hand_out(&mut self) -> Option<(Item, bool)> {
         let item = self.items.pop_front()?;
         self.taken.items += 1;
         self.taken.bytes = self.taken.bytes.saturating_add(item.payload.len() as u64);
@@ -445,11 +512,11 @@ impl Read {
         };
         let is_due = next.items - self.granted.items >= first.items / 2
             || next.bytes.saturating_sub(self.granted.bytes) >= first.bytes / 2;
-        if !is_due || self.end.is_some() {
-            return Some((item, None));
+        let is_told = is_due && self.end.is_none();
+        if is_told {
+            self.granted = next;
         }
-        self.granted = next;
-        Some((item, Some(next)))
+        Some((item, is_told))
     }
 
     fn wake(&mut self) {
