@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -406,6 +407,23 @@ async fn thousands_of_idle_streams_live() {
 }
 
 #[tokio::test]
+async fn a_silent_side_is_missed_while_the_wire_takes_nothing() {
+    let (wire, town, clock) = Wire::timed();
+    let running = Running::default();
+    let router = Router::new().on_stream("data.wait", running.waiting());
+    let (shop, till) = wire.start(router).await;
+    let client = till.client();
+    let mut items = client.stream::<u64, u64>("data.wait", &1).await.unwrap();
+    common::settle().await;
+    town.breaks(Fate::Waits);
+    pass(&clock, 2 * HEARTBEAT).await;
+    let end = in_time("an end", items.next()).await.unwrap().unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Disconnected);
+    until("the handler's end", || running.count() == 0).await;
+    drop((shop, till));
+}
+
+#[tokio::test]
 async fn a_frame_that_the_wire_takes_late_is_as_good() {
     let (wire, town) = Wire::emulated();
     let (shop, till) = wire.start(router()).await;
@@ -470,4 +488,36 @@ async fn a_caller_that_gave_up_is_told_of_by_the_first_sign_of_life() {
     pass(&clock, HEARTBEAT).await;
     until("its end", || running.count() == 0).await;
     drop((shop, till));
+}
+
+#[tokio::test]
+async fn a_stream_whose_frames_are_stuck_holds_up_no_other() {
+    let (wire, town, clock) = Wire::timed();
+    let (stuck, other) = (Running::default(), Running::default());
+    let router = Router::new()
+        .on_stream("data.stuck", stuck.waiting())
+        .on_stream("data.other", other.waiting());
+    let (shop, till) = wire.start(router).await;
+    let client = till.client();
+    let marks = Arc::new(Mutex::new(HashSet::new()));
+    let noting = Arc::clone(&marks);
+    town.breaks(move |frame| {
+        noting
+            .lock()
+            .insert(frame.correlation_id().map(str::to_owned));
+        vec![frame]
+    });
+    let first = client.stream::<u64, u64>("data.stuck", &1).await.unwrap();
+    pass(&clock, HEARTBEAT).await;
+    town.breaks(move |frame| {
+        let mark = frame.correlation_id().map(str::to_owned);
+        match marks.lock().contains(&mark) {
+            true => Fate::Waits(frame),
+            false => Fate::Arrives(vec![frame]),
+        }
+    });
+    let second = client.stream::<u64, u64>("data.other", &1).await.unwrap();
+    pass(&clock, 3 * HEARTBEAT).await;
+    assert_eq!((stuck.count(), other.count()), (0, 1));
+    drop((first, second, shop, till));
 }

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::pin::pin;
+use std::future::poll_fn;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Duration;
 
 use futures::future::{Either, select};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use smol_str::SmolStr;
 use tokio::sync::mpsc;
@@ -15,6 +18,7 @@ use super::emulation::{Mailbox, Post};
 use super::frame::{End, Frame, Mark};
 use super::line::{Broken, Line};
 use crate::clock::{Clock, after};
+use crate::pattern::Progress;
 use crate::pattern::request_reply::{Replier, Reply};
 use crate::{Error, ErrorKind, Message};
 
@@ -22,6 +26,8 @@ use crate::{Error, ErrorKind, Message};
 const MAX_STREAMS: usize = 65_536;
 /// The most replies, and frames of streams that we do not know, that wait to be sent.
 const MAX_WAITING: usize = 4_096;
+/// The most errands that the wire has not taken yet.
+const MAX_RUNNING: usize = 1_024;
 /// How often the streams are looked through, for each sign of life that is due.
 const LOOKS: u32 = 4;
 
@@ -80,7 +86,7 @@ impl Exchange {
         };
         let address = self.post.open(mailbox).await?;
         if let Some(errands) = self.errands.lock().take() {
-            tokio::spawn(keep(Arc::downgrade(self), errands));
+            tokio::spawn(keep(Arc::downgrade(self), Arc::clone(&self.clock), errands));
         }
         Ok(self.address.get_or_init(|| address).clone())
     }
@@ -123,6 +129,24 @@ impl Exchange {
             metrics::counter!("anywire.streams.frames_left_out").increment(1);
         }
         is_taken
+    }
+
+    /// Waits until the wire has taken something, as long as it is news.
+    pub(super) async fn taken(&self, sent: Progress<Result<(), Error>>) -> Result<(), Error> {
+        let sending = match sent {
+            Progress::Done(sent) => return sent,
+            Progress::Pending(sending) => sending,
+        };
+        let old = self
+            .clock
+            .sleep_until(after(self.clock.now(), self.heartbeat));
+        match select(sending, old).await {
+            Either::Left((sent, _)) => sent,
+            Either::Right(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "the wire did not take it within a heartbeat",
+            )),
+        }
     }
 
     fn find(&self, end: End) -> Option<Arc<Line>> {
@@ -182,33 +206,54 @@ impl fmt::Debug for Exchange {
     }
 }
 
-/// Runs the errands and looks after the streams, until nobody has them any more.
-async fn keep(exchange: Weak<Exchange>, mut errands: mpsc::Receiver<Errand>) {
-    let mut due: Option<Instant> = None;
+/// Why the keeper is up.
+enum Call {
+    Look,
+    Run(Option<Errand>),
+}
+
+/// Runs the errands and looks after the streams, until nobody has them any more. No look waits for the wire.
+async fn keep(
+    exchange: Weak<Exchange>,
+    clock: Arc<dyn Clock>,
+    mut errands: mpsc::Receiver<Errand>,
+) {
+    let mut running = FuturesUnordered::new();
+    let mut timer = clock.sleep_until(clock.now());
     loop {
-        let Some(strong) = exchange.upgrade() else {
+        let call = poll_fn(|cx| {
+            if timer.poll_unpin(cx).is_ready() {
+                return Poll::Ready(Call::Look);
+            }
+            while let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {}
+            match running.len() < MAX_RUNNING {
+                true => errands.poll_recv(cx).map(Call::Run),
+                false => Poll::Pending,
+            }
+        });
+        let call = call.await;
+        let Some(exchange) = exchange.upgrade() else {
             return;
         };
-        let (post, clock) = (Arc::clone(&strong.post), Arc::clone(&strong.clock));
-        let pause = strong.heartbeat / LOOKS;
-        drop(strong);
-        let at = *due.get_or_insert_with(|| after(clock.now(), pause));
-        let errand = match select(pin!(errands.recv()), clock.sleep_until(at)).await {
-            Either::Left((errand, _)) => errand,
-            Either::Right(_) => {
-                due = None;
-                let Some(strong) = exchange.upgrade() else {
-                    return;
-                };
-                strong.look();
-                continue;
+        match call {
+            Call::Look => {
+                exchange.look();
+                timer = clock.sleep_until(after(clock.now(), exchange.heartbeat / LOOKS));
             }
-        };
-        let sent = match errand {
-            None => return,
-            Some(Errand::Speak(line)) => line.speak().await,
-            Some(Errand::Frame(address, frame)) => post.send(&address, frame).wait().await,
-            Some(Errand::Reply(replier, reply)) => replier.reply(*reply).wait().await,
+            Call::Run(Some(errand)) => running.push(errand.run(exchange)),
+            Call::Run(None) => return,
+        }
+    }
+}
+
+impl Errand {
+    async fn run(self, exchange: Arc<Exchange>) {
+        let sent = match self {
+            Self::Speak(line) => line.speak().await,
+            Self::Frame(address, frame) => {
+                exchange.taken(exchange.post.send(&address, frame)).await
+            }
+            Self::Reply(replier, reply) => exchange.taken(replier.reply(*reply)).await,
         };
         if let Err(error) = sent {
             tracing::debug!(%error, "a frame of a stream could not be sent");

@@ -338,9 +338,11 @@ impl Line {
         };
         while let Some((frame, message)) = self.word() {
             let is_end = matches!(frame, Frame::End(_));
-            let post = &self.exchange.post;
-            let sent = post.send(&peer.address, peer.mark(&frame, message));
-            let sent = sent.wait().await;
+            let exchange = &self.exchange;
+            let sending = exchange
+                .post
+                .send(&peer.address, peer.mark(&frame, message));
+            let sent = exchange.taken(sending).await;
             if is_end {
                 self.sent_all(&mut self.state.lock());
             }
