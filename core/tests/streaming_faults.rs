@@ -424,6 +424,50 @@ async fn a_silent_side_is_missed_while_the_wire_takes_nothing() {
 }
 
 #[tokio::test]
+async fn an_opening_may_wait_long_for_its_handler() {
+    let (wire, _, clock) = Wire::timed();
+    let gated = Gated::new();
+    let router = Router::new().on_stream("shop.count", gated.handler());
+    let (shop, till) = wire.start(router).await;
+    let client = till.client();
+    let open = tokio::spawn(async move {
+        let open = client.stream::<u64, u64>("shop.count", &3);
+        open.open_timeout(100 * HEARTBEAT).await
+    });
+    until("the handler", || gated.running.count() == 1).await;
+    pass(&clock, 4 * HEARTBEAT).await;
+    assert_eq!(gated.running.count(), 1, "it was given up");
+    gated.gate.add_permits(2);
+    let items = open.await.unwrap().unwrap();
+    assert_eq!(items.count().await, 3);
+    drop((shop, till));
+}
+
+#[tokio::test]
+async fn sides_of_unequal_heartbeats_keep_each_other() {
+    for (of_shop, of_till) in [(HEARTBEAT, 5 * HEARTBEAT), (5 * HEARTBEAT, HEARTBEAT)] {
+        let (wire, _, clock) = Wire::timed();
+        let running = Running::default();
+        let router = Router::new().on_stream("data.wait", running.waiting());
+        let shop = wire
+            .app_that_beats("shop", router, of_shop)
+            .start()
+            .await
+            .unwrap();
+        let till = wire
+            .app_that_beats("till", Router::new(), of_till)
+            .start()
+            .await
+            .unwrap();
+        let client = till.client();
+        let items = client.stream::<u64, u64>("data.wait", &1).await.unwrap();
+        pass(&clock, 15 * HEARTBEAT).await;
+        assert_eq!(running.count(), 1, "{of_shop:?}, {of_till:?}");
+        drop((items, shop, till));
+    }
+}
+
+#[tokio::test]
 async fn a_frame_that_the_wire_takes_late_is_as_good() {
     let (wire, town) = Wire::emulated();
     let (shop, till) = wire.start(router()).await;
@@ -507,7 +551,10 @@ async fn a_stream_whose_frames_are_stuck_holds_up_no_other() {
             .insert(frame.correlation_id().map(str::to_owned));
         vec![frame]
     });
-    let first = client.stream::<u64, u64>("data.stuck", &1).await.unwrap();
+    let mut first = Vec::new();
+    for _ in 0..4 {
+        first.push(client.stream::<u64, u64>("data.stuck", &1).await.unwrap());
+    }
     pass(&clock, HEARTBEAT).await;
     town.breaks(move |frame| {
         let mark = frame.correlation_id().map(str::to_owned);

@@ -134,6 +134,7 @@ async fn open(
         sends,
         credit: first_credit(),
         left,
+        heartbeat: exchange.heartbeat,
         address,
     };
     let message = message.with_frame(frame.to_string());
@@ -147,9 +148,10 @@ async fn open(
         Some(Frame::Accept {
             run,
             credit,
+            heartbeat,
             address,
         }) => {
-            line.meet(run, address, credit);
+            line.meet(run, (address, heartbeat), credit);
             Ok(duplex)
         }
         _ => Err(no_stream(&subject)),

@@ -70,6 +70,7 @@ impl Incoming {
             sends,
             credit,
             left,
+            heartbeat,
             address,
         }) = Frame::read(frame)
         else {
@@ -91,7 +92,7 @@ impl Incoming {
                 return Err(Box::new(reply));
             }
         }
-        line.meet(crate::random::number(), address, credit);
+        line.meet(crate::random::number(), (address, heartbeat), credit);
         let now = self.exchange.clock.now();
         Ok(Some(ReceivedStream {
             deadline: left.map(|left| after(now, left)),
@@ -230,6 +231,7 @@ impl Door for Entrance {
         let accept = Frame::Accept {
             run: peer.run,
             credit: first_credit(),
+            heartbeat: line.exchange.heartbeat,
             address,
         };
         reply.message = reply.message.with_frame(accept.to_string());

@@ -99,6 +99,8 @@ pub(super) enum Frame {
         credit: Credit,
         /// The time that the whole has left.
         left: Option<Duration>,
+        /// How often its sender gives a sign of life.
+        heartbeat: Duration,
         address: SmolStr,
     },
     /// The reply that accepts it.
@@ -106,6 +108,7 @@ pub(super) enum Frame {
         /// The number of the run that it begins.
         run: u64,
         credit: Credit,
+        heartbeat: Duration,
         address: SmolStr,
     },
     /// An item and its number, from 1.
@@ -133,6 +136,7 @@ impl fmt::Display for Frame {
                 sends,
                 credit,
                 left,
+                heartbeat,
                 address,
             } => {
                 let sends = u8::from(*sends);
@@ -142,13 +146,17 @@ impl fmt::Display for Frame {
                     Some(left) => write!(f, "{}", left.as_millis())?,
                     None => f.write_str("-")?,
                 }
-                write!(f, " {address}")
+                write!(f, " {} {address}", heartbeat.as_millis())
             }
             Self::Accept {
                 run,
                 credit: Credit { items, bytes },
+                heartbeat,
                 address,
-            } => write!(f, "accept {run:016x} {items} {bytes} {address}"),
+            } => {
+                let millis = heartbeat.as_millis();
+                write!(f, "accept {run:016x} {items} {bytes} {millis} {address}")
+            }
             Self::Item(number) => write!(f, "i {number}"),
             Self::End(items) => write!(f, "e {items}"),
             Self::Beat {
@@ -184,6 +192,7 @@ impl Frame {
             "accept" => Self::Accept {
                 run: u64::from_str_radix(words.next()?, 16).ok()?,
                 credit: credit(&mut words)?,
+                heartbeat: millis(words.next()?)?,
                 address: address(&mut words)?,
             },
             "open" => Self::Open {
@@ -192,8 +201,9 @@ impl Frame {
                 credit: credit(&mut words)?,
                 left: match words.next()? {
                     "-" => None,
-                    millis => Some(Duration::from_millis(millis.parse().ok()?)),
+                    left => Some(millis(left)?),
                 },
+                heartbeat: millis(words.next()?)?,
                 address: address(&mut words)?,
             },
             _ => return None,
@@ -204,6 +214,10 @@ impl Frame {
 
 fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
     words.next()?.parse().ok()
+}
+
+fn millis(word: &str) -> Option<Duration> {
+    word.parse().ok().map(Duration::from_millis)
 }
 
 fn flag<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<bool> {
@@ -243,22 +257,27 @@ mod tests {
                 any::<bool>(),
                 credit.clone(),
                 left,
+                any::<u64>(),
                 address.clone()
             )
-                .prop_map(|(stream, sends, credit, left, address)| Frame::Open {
-                    stream,
-                    sends,
-                    credit,
-                    left: left.map(|millis| Duration::from_millis(millis.into())),
-                    address,
+                .prop_map(|(stream, sends, credit, left, heartbeat, address)| {
+                    Frame::Open {
+                        stream,
+                        sends,
+                        credit,
+                        left: left.map(|millis| Duration::from_millis(millis.into())),
+                        heartbeat: Duration::from_millis(heartbeat),
+                        address,
+                    }
                 }),
-            (any::<u64>(), credit.clone(), address.clone()).prop_map(|(run, credit, address)| {
-                Frame::Accept {
+            (any::<u64>(), credit.clone(), any::<u64>(), address.clone()).prop_map(
+                |(run, credit, heartbeat, address)| Frame::Accept {
                     run,
                     credit,
+                    heartbeat: Duration::from_millis(heartbeat),
                     address,
                 }
-            }),
+            ),
             any::<u64>().prop_map(Frame::Item),
             any::<u64>().prop_map(Frame::End),
             (any::<u64>(), any::<[bool; 2]>(), credit, address).prop_map(

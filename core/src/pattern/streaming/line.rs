@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use smol_str::{SmolStr, ToSmolStr};
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entrance::Answer;
 use super::exchange::{Errand, Exchange};
-use super::frame::{Credit, End, Frame, Mark};
+use super::frame::{Credit, End, Frame, Mark, Side};
 use super::halves::{Sink, Source};
 use super::{Item, WINDOW, WINDOW_BYTES};
 use crate::client::error_reply;
@@ -40,9 +40,12 @@ pub(super) struct Peer {
     pub(super) address: SmolStr,
     /// What the frames to it are marked with.
     mark: SmolStr,
+    /// How long it may be silent, or a side that is as slow as we are.
+    silence: Duration,
 }
 
 pub(super) struct State {
+    is_accepted: bool,
     early: Early,
     pub(super) out: Out,
     pub(super) read: Read,
@@ -158,6 +161,7 @@ impl Line {
     ) -> Arc<Self> {
         let now = exchange.clock.now();
         let state = State {
+            is_accepted: false,
             early: Early::default(),
             out: Out {
                 is_open: sends,
@@ -195,19 +199,26 @@ impl Line {
         })
     }
 
-    /// The other side is there: its run and its address, and what it allows.
-    pub(super) fn meet(self: &Arc<Self>, run: u64, address: SmolStr, credit: Credit) {
+    /// The other side is there: its run, its address and its heartbeat, and what it allows.
+    pub(super) fn meet(
+        self: &Arc<Self>,
+        run: u64,
+        (address, heartbeat): (SmolStr, Duration),
+        credit: Credit,
+    ) {
         let mark = Mark { end: self.end, run };
         let peer = Peer {
             run,
             address,
             mark: mark.other().to_smolstr(),
+            silence: heartbeat.max(self.exchange.heartbeat) * 7 / 4,
         };
         let mut state = self.state.lock();
         if self.peer.set(peer).is_err() {
             return;
         }
         state.heard = self.exchange.clock.now();
+        state.is_accepted = self.end.side == Side::Caller;
         state.out.allow(credit);
         for (early, frame, message) in std::mem::take(&mut state.early).frames {
             if early != run {
@@ -230,6 +241,8 @@ impl Line {
     /// We have accepted it. A caller that is gone says so at once.
     pub(super) fn accepted(self: &Arc<Self>) {
         let mut state = self.state.lock();
+        state.is_accepted = true;
+        state.heard = self.exchange.clock.now();
         state.owed.beat = true;
         self.ask_to_speak(&mut state);
     }
@@ -306,17 +319,19 @@ impl Line {
 
     /// Gives a sign of life where one is due; breaks where none came for too long.
     pub(super) fn keep(self: &Arc<Self>, now: Instant) {
-        let heartbeat = self.exchange.heartbeat;
-        let mut state = self.state.lock();
-        if self.peer.get().is_none() {
+        let Some(peer) = self.peer.get() else {
             // Who has opened it waits for an answer by a deadline of its own.
-            state.heard = now;
             return;
+        };
+        let mut state = self.state.lock();
+        if !state.is_accepted {
+            // A caller says nothing before.
+            state.heard = now;
         }
-        if now.saturating_duration_since(state.heard) >= heartbeat * 7 / 4 {
+        if now.saturating_duration_since(state.heard) >= peer.silence {
             return self.break_off(state, Broken::Lost);
         }
-        if now.saturating_duration_since(state.said) >= heartbeat / 2 {
+        if now.saturating_duration_since(state.said) >= self.exchange.heartbeat / 2 {
             state.owed.beat = true;
         }
         if state.owed.beat || state.owed.end {
