@@ -468,6 +468,37 @@ async fn sides_of_unequal_heartbeats_keep_each_other() {
 }
 
 #[tokio::test]
+async fn a_sender_whose_item_is_stuck_hears_that_nobody_wants_it() {
+    let (wire, town) = Wire::emulated();
+    let gate = Arc::new(Semaphore::new(0));
+    let opening = Arc::clone(&gate);
+    let refuses = move |items: Inbound<u64>| {
+        let gate = Arc::clone(&opening);
+        stream::once(async move {
+            gate.acquire().await.unwrap().forget();
+            drop(items);
+            std::future::pending::<Result<u64>>().await
+        })
+    };
+    let (shop, till) = wire
+        .start(Router::new().on_stream("data.refuses", refuses))
+        .await;
+    let client = till.client();
+    let (mut items, replies) = client.duplex::<u64, u64>("data.refuses").await.unwrap();
+    town.breaks(|frame| match frame.frame() {
+        Some("i 1") => Fate::Waits(frame),
+        _ => Fate::Arrives(vec![frame]),
+    });
+    let sending = tokio::spawn(async move { items.send(&1).await });
+    common::settle().await;
+    assert!(!sending.is_finished());
+    gate.add_permits(1);
+    let sent = in_time("an error", sending).await.unwrap();
+    assert_eq!(sent.unwrap_err().kind(), ErrorKind::Cancelled);
+    drop((replies, shop, till));
+}
+
+#[tokio::test]
 async fn a_frame_that_the_wire_takes_late_is_as_good() {
     let (wire, town) = Wire::emulated();
     let (shop, till) = wire.start(router()).await;

@@ -32,7 +32,9 @@ impl Sink {
         let Some(leaving) = &mut self.leaving else {
             return Poll::Ready(Ok(()));
         };
-        let left = ready!(leaving.as_mut().poll(cx));
+        let Poll::Ready(left) = leaving.as_mut().poll(cx) else {
+            return self.poll_given_up(cx);
+        };
         self.leaving = None;
         if let Err(error) = left {
             self.line.fail(Broken::Unsent);
@@ -40,6 +42,18 @@ impl Sink {
         }
         self.has_left();
         Poll::Ready(Ok(()))
+    }
+
+    /// Waits until nobody wants what the wire has not taken.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let mut state = self.line.state.lock();
+        let Err(error) = state.check_leaving() else {
+            state.out.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        drop(state);
+        self.leaving = None;
+        Poll::Ready(Err(error))
     }
 
     /// The wire has taken all that we gave it.

@@ -435,11 +435,20 @@ pub(super) fn first_credit() -> Credit {
 }
 
 impl State {
-    /// Whether nothing can be sent any more, and why.
+    /// Whether nothing new can be sent any more, and why.
     pub(super) fn check_sending(&self) -> Result<(), Error> {
+        self.check_leaving()?;
+        match self.out.is_open {
+            true => Ok(()),
+            false => Err(unwanted()),
+        }
+    }
+
+    /// Whether what is on its way to the wire need not leave any more, and why.
+    pub(super) fn check_leaving(&self) -> Result<(), Error> {
         match self.broken {
             Some(broken) => Err(broken.error(self.read.seen)),
-            None if !self.out.is_open => Err(unwanted()),
+            None if self.out.is_over => Err(unwanted()),
             None => Ok(()),
         }
     }
