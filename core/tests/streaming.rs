@@ -230,6 +230,10 @@ async fn a_handler_that_answers_early_wants_no_more_and_its_reply_is_there() {
                 assert_eq!(upload.finish().await.unwrap(), 7);
             } else {
                 assert_eq!(error.remote_as::<ShopError>(), Some(ShopError::Lost));
+                let again = upload.send(&7).await.unwrap_err();
+                assert_eq!(again.remote_as::<ShopError>(), Some(ShopError::Lost));
+                let end = upload.finish().await.unwrap_err();
+                assert_eq!(end.remote_as::<ShopError>(), Some(ShopError::Lost));
             }
         }
         till.shutdown().await.unwrap();
