@@ -271,6 +271,41 @@ async fn what_is_too_large_is_told_and_a_panic_is_an_error() {
     }
 }
 
+/// Panics when it is dropped.
+struct Bomb(Arc<AtomicBool>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        panic!("dropped");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_as_it_is_stopped_ends_nothing_else() {
+    for wire in Wire::all() {
+        let dropped = Arc::new(AtomicBool::new(false));
+        let telling = Arc::clone(&dropped);
+        let explodes = move |_: Inbound<u64>| {
+            let bomb = Bomb(Arc::clone(&telling));
+            async move {
+                let _bomb = bomb;
+                std::future::pending::<Result<u64>>().await
+            }
+        };
+        let router = router().on_stream("data.explodes", explodes);
+        let (shop, till) = wire.start(router).await;
+        let client = till.client();
+        for _ in 0..3 {
+            drop(client.upload::<u64, u64>("data.explodes").await.unwrap());
+            until("its end", || dropped.swap(false, Ordering::Relaxed)).await;
+        }
+        assert!(shop.health().is_ok(), "{}", wire.name);
+        till.shutdown().await.unwrap();
+        shop.shutdown().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn calls_and_streaming_calls_are_told_apart() {
     for wire in Wire::all() {
