@@ -379,7 +379,7 @@ async fn thousands_of_idle_streams_live() {
     let router = Router::new().on_stream("data.wait", running.waiting());
     let shop = wire
         .app("shop", router)
-        .force(&format!("[handlers.'data.wait']\nconcurrency = {STREAMS}"));
+        .force(format!("[handlers.'data.wait']\nconcurrency = {STREAMS}"));
     let shop = shop.start().await.unwrap();
     let till = wire.app("till", Router::new()).start().await.unwrap();
     let client = till.client();

@@ -38,6 +38,9 @@ impl From<Vec<Message>> for Fate {
 
 pub type Fault = dyn Fn(Message) -> Fate + Send + Sync;
 
+/// An opening, and who sent it.
+type Asked = (Arc<dyn Requester>, Message, Instant);
+
 /// Carries frames between the inboxes of this process.
 #[derive(Clone)]
 pub struct Town {
@@ -45,7 +48,7 @@ pub struct Town {
     numbers: Arc<AtomicU64>,
     fault: Arc<Mutex<Option<Arc<Fault>>>>,
     gate: Arc<watch::Sender<bool>>,
-    asked: Arc<Mutex<Option<(Arc<dyn Requester>, Message, Instant)>>>,
+    asked: Arc<Mutex<Option<Asked>>>,
 }
 
 impl Default for Town {

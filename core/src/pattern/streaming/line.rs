@@ -211,7 +211,7 @@ impl Line {
             run,
             address,
             mark: mark.other().to_smolstr(),
-            silence: heartbeat.max(self.exchange.heartbeat) * 7 / 4,
+            silence: heartbeat.max(self.exchange.heartbeat).saturating_mul(7) / 4,
         };
         let mut state = self.state.lock();
         if self.peer.set(peer).is_err() {
@@ -378,7 +378,9 @@ impl Line {
             let message = error_reply(&self.subject, &abandoned());
             return Some((Frame::End(state.out.sent), message));
         }
-        if !std::mem::take(&mut state.owed.beat) {
+        // Who has sent its end and has read the other one has no more to say.
+        let is_done = state.out.is_over && state.read.end.is_some();
+        if !std::mem::take(&mut state.owed.beat) || is_done {
             return None;
         }
         state.said = self.exchange.clock.now();
