@@ -142,6 +142,7 @@ class Stream:
             if what == "i":
                 items.append(told)
             elif what == "e":
+                await self.frames.unsubscribe()
                 return items, told
 
     async def send(self, item):
