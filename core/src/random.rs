@@ -12,6 +12,11 @@ pub(crate) fn bits() -> u128 {
     NUMBERS.with_borrow_mut(RngExt::random)
 }
 
+/// 64 bits of them.
+pub(crate) fn number() -> u64 {
+    NUMBERS.with_borrow_mut(RngExt::random)
+}
+
 /// From 0 to 1, without the 1.
 pub(crate) fn fraction() -> f64 {
     NUMBERS.with_borrow_mut(RngExt::random)

@@ -281,8 +281,8 @@ impl<T: IntoPayload + ?Sized, R: FromPayload> Uploading<T, R> {
     /// Sends an item, as soon as the handler allows it.
     ///
     /// # Errors
-    /// `Remote` where the handler has ended with an error meanwhile, `Cancelled` where it has answered: it wants no more, and
-    /// [`finish`](Self::finish) has its reply. Else as [`Outbound::send`].
+    /// `Remote` where the handler has ended with an error meanwhile, which [`finish`](Self::finish) has, too; `Cancelled` where
+    /// it has answered: it wants no more, and `finish` has its reply. Else as [`Outbound::send`].
     ///
     /// # Cancel safety
     /// A future that is dropped has sent the item or has not, never a part of it.
@@ -290,17 +290,13 @@ impl<T: IntoPayload + ?Sized, R: FromPayload> Uploading<T, R> {
         let sent = self.items.send(item).await;
         match sent {
             Err(error) if error.kind() == ErrorKind::Cancelled => {
-                // The handler has ended: its own word says more.
-                self.said = match self.said.take() {
-                    Some(said) => Some(said),
-                    None => self.reply.next().await,
-                };
-                match self.said.take() {
-                    Some(Err(failure)) => Err(failure),
-                    said => {
-                        self.said = said;
-                        Err(error)
-                    }
+                // The handler has ended: its own word says more. `finish` says it again.
+                if self.said.is_none() {
+                    self.said = self.reply.next().await;
+                }
+                match &self.said {
+                    Some(Err(failure)) => Err(same(failure)),
+                    _ => Err(error),
                 }
             }
             sent => sent,
@@ -325,6 +321,13 @@ impl<T: IntoPayload + ?Sized, R: FromPayload> Uploading<T, R> {
             None => self.reply.next().await,
         };
         said.unwrap_or_else(|| Err(Error::remote(no_reply())))
+    }
+}
+
+fn same(error: &Error) -> Error {
+    match error.as_remote() {
+        Some(remote) => Error::remote(remote.clone()).with_operation("send"),
+        None => Error::new(error.kind(), error.to_string()).with_operation("send"),
     }
 }
 

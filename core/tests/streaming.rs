@@ -1,269 +1,22 @@
-//! Streaming calls: as memory has them, and as the emulation makes them of calls and inboxes, over a post that can fail.
+//! Streaming calls: as memory has them, and as the emulation makes them of calls and inboxes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
 
-use std::collections::HashMap;
-use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anywire::clock::{Clock, ManualClock};
-use anywire::config::TransportConfig;
-use anywire::memory::{self, MemoryBroker};
-use anywire::pattern::Progress;
-use anywire::pattern::publish_subscribe::{Publisher, Spec, Subscriber};
-use anywire::pattern::request_reply::{CallSpec, Requester, Responder};
-use anywire::pattern::streaming::{Emulation, Mailbox, Post, Streamer, WINDOW, WINDOW_BYTES};
-use anywire::transport::{Adapter, BrokerObject, Status, Transport};
+use anywire::memory::MemoryBroker;
+use anywire::pattern::streaming::{WINDOW, WINDOW_BYTES};
 use anywire::{
-    App, Bytes, Capabilities, Config, Context, Duplex, Error, ErrorKind, Failure, HandlerError,
-    Inbound, Message, Raw, Result, Router, RunningApp, State, StreamReply, Streaming, Support,
-    Upload, async_trait, controller, handlers, stream_pattern,
+    App, Bytes, Config, Context, Duplex, ErrorKind, Failure, Inbound, Raw, Result, Router, State,
+    StreamReply, Streaming, Support, Upload, controller, handlers, stream_pattern,
 };
+use common::streams::{Ended, ShopError, count, router, sum};
 use common::until;
+use common::wires::Wire;
 use futures::{Stream, StreamExt, stream};
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-
-const HEARTBEAT: Duration = Duration::from_secs(4);
-
-/// What becomes of a frame on its way.
-type Fault = dyn Fn(Message) -> Vec<Message> + Send + Sync;
-
-/// Carries frames between the inboxes of this process.
-#[derive(Clone, Default)]
-struct Town {
-    houses: Arc<Mutex<HashMap<String, Weak<dyn Mailbox>>>>,
-    numbers: Arc<AtomicU64>,
-    fault: Arc<Mutex<Option<Arc<Fault>>>>,
-    largest: Arc<AtomicUsize>,
-}
-
-impl Town {
-    fn breaks(&self, fault: impl Fn(Message) -> Vec<Message> + Send + Sync + 'static) {
-        *self.fault.lock() = Some(Arc::new(fault));
-    }
-}
-
-impl fmt::Debug for Town {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Town")
-    }
-}
-
-#[async_trait]
-impl Post for Town {
-    async fn open(&self, mailbox: Weak<dyn Mailbox>) -> Result<smol_str::SmolStr, Error> {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let address = format!("house.{number}");
-        self.houses.lock().insert(address.clone(), mailbox);
-        Ok(address.into())
-    }
-
-    fn send(&self, address: &str, frame: Message) -> Progress<Result<(), Error>> {
-        if frame.payload().len() > 1_000_000 {
-            return Progress::Done(Err(Error::new(ErrorKind::TooLarge, "too large")));
-        }
-        self.largest
-            .fetch_max(frame.payload().len(), Ordering::Relaxed);
-        let house = self.houses.lock().get(address).and_then(Weak::upgrade);
-        let fault = self.fault.lock().clone();
-        let frames = match fault {
-            Some(fault) => fault(frame),
-            None => vec![frame],
-        };
-        if let Some(house) = house {
-            frames.into_iter().for_each(|frame| house.deliver(frame));
-        }
-        Progress::Done(Ok(()))
-    }
-}
-
-/// Memory, its streams emulated.
-#[derive(Clone, Debug)]
-struct Emulated {
-    broker: MemoryBroker,
-    town: Town,
-}
-
-#[async_trait]
-impl Adapter for Emulated {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["memory"]
-    }
-
-    fn check(&self, config: &TransportConfig) -> Result<(), Error> {
-        memory::adapter().check(config)
-    }
-
-    fn capabilities(&self, config: &TransportConfig) -> Capabilities {
-        let mut capabilities = memory::adapter().capabilities(config);
-        capabilities.streams = Support::Emulated;
-        capabilities
-    }
-
-    fn describe(&self, _: &TransportConfig, _: &[Spec], _: &[CallSpec]) -> Vec<BrokerObject> {
-        Vec::new()
-    }
-
-    async fn connect(
-        &self,
-        config: TransportConfig,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Arc<dyn Transport>, Error> {
-        let adapter = memory::adapter_on(&self.broker);
-        let inner = adapter.connect(config, Arc::clone(&clock)).await?;
-        let (requester, responder) = (inner.requester().unwrap(), inner.responder().unwrap());
-        let post = Arc::new(self.town.clone());
-        let streamer = Emulation::new(requester, responder, post, clock, HEARTBEAT);
-        Ok(Arc::new(EmulatedTransport { inner, streamer }))
-    }
-}
-
-#[derive(Debug)]
-struct EmulatedTransport {
-    inner: Arc<dyn Transport>,
-    streamer: Emulation,
-}
-
-#[async_trait]
-impl Transport for EmulatedTransport {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn publisher(&self) -> Arc<dyn Publisher> {
-        self.inner.publisher()
-    }
-
-    fn subscriber(&self) -> Arc<dyn Subscriber> {
-        self.inner.subscriber()
-    }
-
-    fn requester(&self) -> Option<Arc<dyn Requester>> {
-        self.inner.requester()
-    }
-
-    fn responder(&self) -> Option<Arc<dyn Responder>> {
-        self.inner.responder()
-    }
-
-    fn streamer(&self) -> Option<Arc<dyn Streamer>> {
-        Some(Arc::new(self.streamer.clone()))
-    }
-
-    fn status(&self) -> watch::Receiver<Status> {
-        self.inner.status()
-    }
-
-    async fn close(&self, grace: Duration) -> Result<(), Error> {
-        self.inner.close(grace).await
-    }
-}
-
-/// The wires of these tests.
-struct Wire {
-    name: &'static str,
-    broker: MemoryBroker,
-    town: Option<Town>,
-    clock: Option<ManualClock>,
-}
-
-impl Wire {
-    fn all() -> [Self; 2] {
-        [Self::native(), Self::emulated()]
-    }
-
-    fn native() -> Self {
-        Self {
-            name: "native",
-            broker: MemoryBroker::new(),
-            town: None,
-            clock: None,
-        }
-    }
-
-    fn emulated() -> Self {
-        Self {
-            name: "emulated",
-            broker: MemoryBroker::new(),
-            town: Some(Town::default()),
-            clock: None,
-        }
-    }
-
-    fn on_a_clock(mut self) -> (Self, ManualClock) {
-        let clock = ManualClock::new();
-        self.clock = Some(clock.clone());
-        (self, clock)
-    }
-
-    fn app(&self, name: &str, router: Router) -> App {
-        let app = App::new(name)
-            .config(Config::from_toml("url = 'memory://'").unwrap())
-            .router(router);
-        let app = match &self.clock {
-            Some(clock) => app.clock(Arc::new(clock.clone())),
-            None => app,
-        };
-        match &self.town {
-            Some(town) => app.adapter(Emulated {
-                broker: self.broker.clone(),
-                town: town.clone(),
-            }),
-            None => app.adapter(memory::adapter_on(&self.broker)),
-        }
-    }
-
-    async fn start(&self, router: Router) -> (RunningApp, RunningApp) {
-        let shop = self.app("shop", router).start().await.unwrap();
-        let till = self.app("till", Router::new()).start().await.unwrap();
-        (shop, till)
-    }
-}
-
-fn count(to: u64) -> impl Stream<Item = Result<u64>> {
-    stream::iter((1..=to).map(Ok))
-}
-
-async fn sum(mut numbers: Inbound<u64>) -> Result<u64> {
-    let mut sum = 0;
-    while let Some(number) = numbers.next().await {
-        sum += number?;
-    }
-    Ok(sum)
-}
-
-fn double(numbers: Inbound<u64>) -> impl Stream<Item = Result<u64>> {
-    numbers.map(|number| Ok(number? * 2))
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize, HandlerError)]
-enum ShopError {
-    #[handler_error(message = "no order {order}")]
-    Unknown { order: u64 },
-    #[handler_error(message = "it was lost")]
-    Lost,
-}
-
-async fn follow(order: u64) -> Result<impl Stream<Item = Result<String, ShopError>>, ShopError> {
-    if order == 0 {
-        return Err(ShopError::Unknown { order });
-    }
-    let steps = ["packed", "sent"].map(|step| Ok(step.to_owned()));
-    Ok(stream::iter(steps).chain(stream::iter([Err(ShopError::Lost)])))
-}
-
-fn router() -> Router {
-    Router::new()
-        .on_stream("math.count", count)
-        .on_stream("math.sum", sum)
-        .on_stream("math.double", double)
-        .on_stream("shop.follow", follow)
-}
 
 #[tokio::test]
 async fn items_come_whole_in_order_and_then_the_end() {
@@ -355,15 +108,6 @@ async fn a_reader_that_does_not_read_holds_its_sender_back() {
         }
         till.shutdown().await.unwrap();
         shop.shutdown().await.unwrap();
-    }
-}
-
-/// Tells when it is dropped.
-struct Ended(Arc<AtomicBool>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -486,6 +230,10 @@ async fn a_handler_that_answers_early_wants_no_more_and_its_reply_is_there() {
                 assert_eq!(upload.finish().await.unwrap(), 7);
             } else {
                 assert_eq!(error.remote_as::<ShopError>(), Some(ShopError::Lost));
+                let again = upload.send(&7).await.unwrap_err();
+                assert_eq!(again.remote_as::<ShopError>(), Some(ShopError::Lost));
+                let end = upload.finish().await.unwrap_err();
+                assert_eq!(end.remote_as::<ShopError>(), Some(ShopError::Lost));
             }
         }
         till.shutdown().await.unwrap();
@@ -518,6 +266,41 @@ async fn what_is_too_large_is_told_and_a_panic_is_an_error() {
         assert_eq!(items.next().await.unwrap().unwrap(), 1);
         let error = items.next().await.unwrap().unwrap_err();
         assert_eq!(error.as_remote().unwrap().code(), "internal", "{error:?}");
+        till.shutdown().await.unwrap();
+        shop.shutdown().await.unwrap();
+    }
+}
+
+/// Panics when it is dropped.
+struct Bomb(Arc<AtomicBool>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        panic!("dropped");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_as_it_is_stopped_ends_nothing_else() {
+    for wire in Wire::all() {
+        let dropped = Arc::new(AtomicBool::new(false));
+        let telling = Arc::clone(&dropped);
+        let explodes = move |_: Inbound<u64>| {
+            let bomb = Bomb(Arc::clone(&telling));
+            async move {
+                let _bomb = bomb;
+                std::future::pending::<Result<u64>>().await
+            }
+        };
+        let router = router().on_stream("data.explodes", explodes);
+        let (shop, till) = wire.start(router).await;
+        let client = till.client();
+        for _ in 0..3 {
+            drop(client.upload::<u64, u64>("data.explodes").await.unwrap());
+            until("its end", || dropped.swap(false, Ordering::Relaxed)).await;
+        }
+        assert!(shop.health().is_ok(), "{}", wire.name);
         till.shutdown().await.unwrap();
         shop.shutdown().await.unwrap();
     }
@@ -586,206 +369,6 @@ async fn the_whole_and_the_wait_for_an_item_are_limited() {
             until("its end", || ended.swap(false, Ordering::Relaxed)).await;
         }
         drop((shop, till));
-    }
-}
-
-#[tokio::test]
-async fn lost_repeated_and_forged_frames_are_noticed() {
-    let is_item = |frame: &Message, number: u64| frame.frame() == Some(&format!("i {number}"));
-    // What becomes of the frames, and what the reader gets.
-    type Case = (&'static str, Box<Fault>, Result<u64, ErrorKind>);
-    let swapped = Mutex::new(None);
-    let cases: [Case; 6] = [
-        (
-            "repeated",
-            Box::new(|frame| vec![frame.clone(), frame]),
-            Ok(10),
-        ),
-        (
-            "lost",
-            Box::new(move |frame| match is_item(&frame, 5) {
-                true => Vec::new(),
-                false => vec![frame],
-            }),
-            Err(ErrorKind::Disconnected),
-        ),
-        (
-            "swapped",
-            Box::new(move |frame| {
-                let mut held = swapped.lock();
-                match (is_item(&frame, 5), held.take()) {
-                    (true, _) => {
-                        *held = Some(frame);
-                        Vec::new()
-                    }
-                    (false, Some(before)) => vec![frame, before],
-                    (false, None) => vec![frame],
-                }
-            }),
-            Err(ErrorKind::Disconnected),
-        ),
-        (
-            "forged",
-            Box::new(move |frame| match is_item(&frame, 5) {
-                true => vec![frame.with_frame("i 5000")],
-                false => vec![frame],
-            }),
-            Err(ErrorKind::Rejected),
-        ),
-        (
-            "too early an end",
-            Box::new(move |frame| match is_item(&frame, 5) {
-                true => vec![frame.with_frame("e 3")],
-                false => vec![frame],
-            }),
-            Err(ErrorKind::Rejected),
-        ),
-        (
-            "nonsense",
-            Box::new(move |frame| {
-                let nonsense = frame.clone().with_frame("i five");
-                vec![nonsense, frame]
-            }),
-            Ok(10),
-        ),
-    ];
-    for (name, fault, expected) in cases {
-        let wire = Wire::emulated();
-        wire.town.as_ref().unwrap().breaks(fault);
-        let (shop, till) = wire.start(router()).await;
-        let mut items = till
-            .client()
-            .stream::<u64, u64>("math.count", &10)
-            .await
-            .unwrap();
-        let mut read = 0;
-        let end = loop {
-            match items.next().await {
-                Some(Ok(number)) => {
-                    read += 1;
-                    assert_eq!(number, read, "{name}");
-                }
-                Some(Err(error)) => {
-                    let last = error.context("last").map(str::to_owned);
-                    assert_eq!(last, Some(read.to_string()), "{name}");
-                    break Err(error.kind());
-                }
-                None => break Ok(read),
-            }
-        };
-        assert_eq!(end, expected, "{name}");
-        till.shutdown().await.unwrap();
-        shop.shutdown().await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn an_idle_stream_lives_and_a_silent_side_is_missed() {
-    let (wire, clock) = Wire::emulated().on_a_clock();
-    let ended = Arc::new(AtomicBool::new(false));
-    let telling = Arc::clone(&ended);
-    let waiting = move |_: u64| {
-        let ended = Ended(Arc::clone(&telling));
-        stream::pending::<Result<u64>>().map(move |item| (&ended, item).1)
-    };
-    let (shop, till) = wire
-        .start(Router::new().on_stream("data.wait", waiting))
-        .await;
-    let mut items = till
-        .client()
-        .stream::<u64, u64>("data.wait", &1)
-        .await
-        .unwrap();
-    let pass = async |time: Duration| {
-        for _ in 0..time.as_millis() / 250 {
-            clock.advance(Duration::from_millis(250));
-            common::settle().await;
-        }
-    };
-    pass(3 * HEARTBEAT).await;
-    assert!(!ended.load(Ordering::Relaxed), "an idle stream was ended");
-
-    // Nothing arrives any more, at either side.
-    wire.town.as_ref().unwrap().breaks(|_| Vec::new());
-    pass(2 * HEARTBEAT).await;
-    let end = items.next().await.unwrap().unwrap_err();
-    assert_eq!(end.kind(), ErrorKind::Disconnected);
-    until("the handler's end", || ended.load(Ordering::Relaxed)).await;
-    drop((shop, till));
-}
-
-#[tokio::test]
-async fn a_lost_end_and_a_lost_stop_are_made_up_for() {
-    let (wire, clock) = Wire::emulated().on_a_clock();
-    let town = wire.town.clone().unwrap();
-    let ended = Arc::new(AtomicBool::new(false));
-    let telling = Arc::clone(&ended);
-    let waiting = move |_: u64| {
-        let ended = Ended(Arc::clone(&telling));
-        stream::pending::<Result<u64>>().map(move |item| (&ended, item).1)
-    };
-    let (shop, till) = wire.start(router().on_stream("data.wait", waiting)).await;
-    let client = till.client();
-    let pass = async |time: Duration| {
-        for _ in 0..time.as_millis() / 250 {
-            clock.advance(Duration::from_millis(250));
-            common::settle().await;
-        }
-    };
-    town.breaks(|frame| match frame.frame() {
-        Some("e 3" | "stop") => Vec::new(),
-        _ => vec![frame],
-    });
-    let mut items = client.stream::<u64, u64>("math.count", &3).await.unwrap();
-    for number in 1..=3 {
-        assert_eq!(items.next().await.unwrap().unwrap(), number);
-    }
-    pass(2 * HEARTBEAT).await;
-    let end = items.next().await.unwrap().unwrap_err();
-    assert_eq!(end.kind(), ErrorKind::Disconnected, "no clean end");
-
-    drop(client.stream::<u64, u64>("data.wait", &1).await.unwrap());
-    common::settle().await;
-    assert!(!ended.load(Ordering::Relaxed));
-    pass(HEARTBEAT).await;
-    until("the handler's end", || ended.load(Ordering::Relaxed)).await;
-    drop((shop, till));
-}
-
-#[tokio::test]
-async fn ten_thousand_streams_that_are_left_leave_nothing() {
-    for wire in Wire::all() {
-        let running = Arc::new(AtomicUsize::new(0));
-        let counting = Arc::clone(&running);
-        let waiting = move |_: u64| {
-            counting.fetch_add(1, Ordering::Relaxed);
-            let ended = Running(Arc::clone(&counting));
-            stream::pending::<Result<u64>>().map(move |item| (&ended, item).1)
-        };
-        let (shop, till) = wire
-            .start(Router::new().on_stream("data.wait", waiting))
-            .await;
-        let client = till.client();
-        for _ in 0..10_000 {
-            drop(client.stream::<u64, u64>("data.wait", &1).await.unwrap());
-        }
-        until("no stream", || running.load(Ordering::Relaxed) == 0).await;
-        let text = format!("{:?}", till.client().transport("main"));
-        assert!(
-            !text.contains("streams") || text.contains("streams: 0"),
-            "{text}"
-        );
-        till.shutdown().await.unwrap();
-        shop.shutdown().await.unwrap();
-    }
-}
-
-/// Counts those that run.
-struct Running(Arc<AtomicUsize>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -86,46 +86,53 @@ class Stream:
         self.number = secrets.token_hex(16)
         self.inbox = client.new_inbox()
         self.sent = self.read = self.may_send = 0
+        self.sends = 0
 
     async def open(self, subject, request=b"", sends=0):
         """The opening is a call. It returns its reply, which accepts or refuses."""
+        self.sends = sends
         self.frames = await self.client.subscribe(f"{self.inbox}.*")
         await self.client.flush()
         credit = f"{self.WINDOW} {self.BYTES}"
-        opening = f"open {self.number} {sends} {credit} {PATIENCE * 1000} {self.inbox}"
+        left = heartbeat = PATIENCE * 1000
+        opening = f"open {self.number} {sends} {credit} {left} {heartbeat} {self.inbox}"
         reply = await self.client.request(subject, request, timeout=PATIENCE, headers={"anywire-frame": opening})
         if "anywire-error" not in reply.headers:
-            what, items, _, self.theirs = reply.headers["anywire-frame"].split()
+            what, self.run, items, _, _, self.theirs = reply.headers["anywire-frame"].split()
             assert what == "accept", what
             self.may_send = int(items)
         return reply
 
     async def say(self, frame, payload=b""):
-        await self.client.publish(f"{self.theirs}.s{self.number}", payload, headers={"anywire-frame": frame})
+        await self.client.publish(f"{self.theirs}.s{self.number}{self.run}", payload, headers={"anywire-frame": frame})
+
+    async def beat(self):
+        """A sign of life: what we have sent, and what we allow."""
+        await self.say(f"b {self.sent} {self.sends} {self.read + self.WINDOW} {self.BYTES} 1 {self.inbox}")
+
+    async def end(self):
+        await self.say(f"e {self.sent}")
+        self.sends = 0
 
     async def hear(self):
-        """The next frame that is no matter of credit and signs of life."""
-        while True:
-            frame = await self.frames.next_msg(timeout=PATIENCE)
-            assert frame.subject == f"{self.inbox}.c{self.number}", frame.subject
-            what, *rest = frame.headers["anywire-frame"].split()
-            if what == "c":
-                self.may_send = max(self.may_send, int(rest[0]))
-                return what, None
-            if what == "b":
-                sent, items = int(rest[0]), int(rest[1])
-                assert sent <= self.read, "items were lost"
-                self.may_send = max(self.may_send, items)
-                await self.say(f"b {self.sent} {self.read + self.WINDOW} {self.BYTES} {self.inbox}")
-                return what, None
-            if what == "i":
-                self.read += 1
-                assert int(rest[0]) == self.read, "an item was lost"
-                await self.say(f"c {self.read + self.WINDOW} {self.BYTES}")
-                return what, json.loads(frame.data)
-            if what == "e":
-                assert int(rest[0]) == self.read, "the last items were lost"
-            return what, frame
+        """The next frame."""
+        frame = await self.frames.next_msg(timeout=PATIENCE)
+        assert frame.subject == f"{self.inbox}.c{self.number}{self.run}", frame.subject
+        what, *rest = frame.headers["anywire-frame"].split()
+        if what == "b":
+            sent, sends, items = int(rest[0]), rest[1], int(rest[2])
+            assert sent <= self.read, "items were lost"
+            assert sends == "1", "the end was lost"
+            self.may_send = max(self.may_send, items)
+            return what, None
+        if what == "i":
+            self.read += 1
+            assert int(rest[0]) == self.read, "an item was lost"
+            await self.beat()
+            return what, json.loads(frame.data)
+        if what == "e":
+            assert int(rest[0]) == self.read, "the last items were lost"
+        return what, frame
 
     async def rest(self):
         """All items up to the end, and the frame of the end."""
@@ -135,6 +142,7 @@ class Stream:
             if what == "i":
                 items.append(told)
             elif what == "e":
+                await self.frames.unsubscribe()
                 return items, told
 
     async def send(self, item):
@@ -163,7 +171,7 @@ async def makes_streaming_calls(client, token):
     await upload.open(f"{token}.sum", sends=1)
     for number in range(1, 1001):
         await upload.send(number)
-    await upload.say(f"e {upload.sent}")
+    await upload.end()
     items, _ = await upload.rest()
     tell("uploaded", items=items)
 

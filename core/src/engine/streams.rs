@@ -1,6 +1,7 @@
 //! Streaming calls: at most once. Each runs until its handler ends or its caller has stopped.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -50,14 +51,18 @@ impl StreamWork {
     }
 
     async fn run(self: Arc<Self>, job: StreamJob) -> Paused<StreamJob, StreamJob> {
-        let end = {
-            let stopped = pin!(job.stopped.cancelled());
-            let running = pin!(self.handle(&job));
-            match select(running, stopped).await {
-                Either::Left((end, _)) => Some(end),
-                Either::Right(_) => None,
-            }
+        let mut running = Box::pin(self.handle(&job));
+        let end = match select(&mut running, pin!(job.stopped.cancelled())).await {
+            Either::Left((end, _)) => Some(end),
+            Either::Right(_) => None,
         };
+        // What a handler that is stopped still held may panic as it goes.
+        if catch_unwind(AssertUnwindSafe(|| drop(running))).is_err() {
+            tracing::error!(
+                handler = self.name(),
+                "the handler panicked as it was stopped"
+            );
+        }
         // Whoever has stopped hears nothing any more.
         if let Some(end) = end {
             let clock = self.invoke.clock();

@@ -2,7 +2,10 @@
 //! ever opened again or continued by the serving side.
 
 mod emulation;
+mod entrance;
+mod exchange;
 mod frame;
+mod halves;
 mod line;
 
 use std::fmt;

@@ -6,6 +6,9 @@
     reason = "each test program uses a part"
 )]
 
+pub mod streams;
+pub mod wires;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +39,12 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         }
     });
     assert!(patience.await.is_ok(), "in vain: {what}");
+}
+
+/// Waits for what has to come; a test that waits in vain is told so.
+pub async fn in_time<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    let came = tokio::time::timeout(Duration::from_secs(20), coming).await;
+    came.unwrap_or_else(|_| panic!("in vain: {what}"))
 }
 
 /// Lets other tasks of a current-thread runtime run as far as they can.

@@ -24,18 +24,30 @@ impl Side {
     }
 }
 
-/// One side of one stream: the correlation id of the frames that are for it.
+/// One side of one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct End {
     pub(super) stream: u128,
     pub(super) side: Side,
 }
 
-impl End {
+/// The correlation id of a frame: the side that it is for, and the run that it belongs to. Whoever accepts a stream draws
+/// the run's number: where two have accepted the same opening, each is in a run of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) end: End,
+    pub(super) run: u64,
+}
+
+impl Mark {
     pub(super) fn other(self) -> Self {
+        let End { stream, side } = self.end;
         Self {
-            stream: self.stream,
-            side: self.side.other(),
+            end: End {
+                stream,
+                side: side.other(),
+            },
+            run: self.run,
         }
     }
 
@@ -46,22 +58,26 @@ impl End {
             "s" => Side::Server,
             _ => return None,
         };
-        let is_whole = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        let stream = is_whole.then(|| u128::from_str_radix(digits, 16).ok())?;
+        let (stream, run) = digits.split_at_checked(32)?;
+        let is_whole = run.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if !is_whole {
+            return None;
+        }
+        let stream = u128::from_str_radix(stream, 16).ok()?;
         Some(Self {
-            stream: stream?,
-            side,
+            end: End { stream, side },
+            run: u64::from_str_radix(run, 16).ok()?,
         })
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = match self.side {
+        let side = match self.end.side {
             Side::Caller => 'c',
             Side::Server => 's',
         };
-        write!(f, "{side}{:032x}", self.stream)
+        write!(f, "{side}{:032x}{:016x}", self.end.stream, self.run)
     }
 }
 
@@ -83,22 +99,29 @@ pub(super) enum Frame {
         credit: Credit,
         /// The time that the whole has left.
         left: Option<Duration>,
+        /// How often its sender gives a sign of life.
+        heartbeat: Duration,
         address: SmolStr,
     },
     /// The reply that accepts it.
-    Accept { credit: Credit, address: SmolStr },
+    Accept {
+        /// The number of the run that it begins.
+        run: u64,
+        credit: Credit,
+        heartbeat: Duration,
+        address: SmolStr,
+    },
     /// An item and its number, from 1.
     Item(u64),
     /// The end, after so many items.
     End(u64),
-    /// More may be sent.
-    Credit(Credit),
-    /// The reader wants no more.
-    Stop,
-    /// The sender of this is there, has sent so many items, and allows so many.
+    /// A sign of life, and all that there is to say: so many items were sent, and whether more can come; so many may be
+    /// sent, and whether any is wanted.
     Beat {
         sent: u64,
+        sends: bool,
         credit: Credit,
+        reads: bool,
         address: SmolStr,
     },
     /// The stream is not known where the frame before this went.
@@ -113,6 +136,7 @@ impl fmt::Display for Frame {
                 sends,
                 credit,
                 left,
+                heartbeat,
                 address,
             } => {
                 let sends = u8::from(*sends);
@@ -122,20 +146,29 @@ impl fmt::Display for Frame {
                     Some(left) => write!(f, "{}", left.as_millis())?,
                     None => f.write_str("-")?,
                 }
-                write!(f, " {address}")
+                write!(f, " {} {address}", heartbeat.as_millis())
             }
-            Self::Accept { credit, address } => {
-                write!(f, "accept {} {} {address}", credit.items, credit.bytes)
+            Self::Accept {
+                run,
+                credit: Credit { items, bytes },
+                heartbeat,
+                address,
+            } => {
+                let millis = heartbeat.as_millis();
+                write!(f, "accept {run:016x} {items} {bytes} {millis} {address}")
             }
             Self::Item(number) => write!(f, "i {number}"),
             Self::End(items) => write!(f, "e {items}"),
-            Self::Credit(Credit { items, bytes }) => write!(f, "c {items} {bytes}"),
-            Self::Stop => f.write_str("stop"),
             Self::Beat {
                 sent,
+                sends,
                 credit: Credit { items, bytes },
+                reads,
                 address,
-            } => write!(f, "b {sent} {items} {bytes} {address}"),
+            } => {
+                let (sends, reads) = (u8::from(*sends), u8::from(*reads));
+                write!(f, "b {sent} {sends} {items} {bytes} {reads} {address}")
+            }
             Self::Gone => f.write_str("gone"),
         }
     }
@@ -148,26 +181,29 @@ impl Frame {
         let frame = match words.next()? {
             "i" => Self::Item(number(&mut words)?),
             "e" => Self::End(number(&mut words)?),
-            "c" => Self::Credit(credit(&mut words)?),
             "b" => Self::Beat {
                 sent: number(&mut words)?,
+                sends: flag(&mut words)?,
                 credit: credit(&mut words)?,
+                reads: flag(&mut words)?,
                 address: address(&mut words)?,
             },
-            "stop" => Self::Stop,
             "gone" => Self::Gone,
             "accept" => Self::Accept {
+                run: u64::from_str_radix(words.next()?, 16).ok()?,
                 credit: credit(&mut words)?,
+                heartbeat: millis(words.next()?)?,
                 address: address(&mut words)?,
             },
             "open" => Self::Open {
                 stream: u128::from_str_radix(words.next()?, 16).ok()?,
-                sends: words.next()? == "1",
+                sends: flag(&mut words)?,
                 credit: credit(&mut words)?,
                 left: match words.next()? {
                     "-" => None,
-                    millis => Some(Duration::from_millis(millis.parse().ok()?)),
+                    left => Some(millis(left)?),
                 },
+                heartbeat: millis(words.next()?)?,
                 address: address(&mut words)?,
             },
             _ => return None,
@@ -178,6 +214,18 @@ impl Frame {
 
 fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
     words.next()?.parse().ok()
+}
+
+fn millis(word: &str) -> Option<Duration> {
+    word.parse().ok().map(Duration::from_millis)
+}
+
+fn flag<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<bool> {
+    match words.next()? {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
 }
 
 fn credit<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Credit> {
@@ -209,26 +257,38 @@ mod tests {
                 any::<bool>(),
                 credit.clone(),
                 left,
+                any::<u64>(),
                 address.clone()
             )
-                .prop_map(|(stream, sends, credit, left, address)| Frame::Open {
-                    stream,
-                    sends,
-                    credit,
-                    left: left.map(|millis| Duration::from_millis(millis.into())),
-                    address,
+                .prop_map(|(stream, sends, credit, left, heartbeat, address)| {
+                    Frame::Open {
+                        stream,
+                        sends,
+                        credit,
+                        left: left.map(|millis| Duration::from_millis(millis.into())),
+                        heartbeat: Duration::from_millis(heartbeat),
+                        address,
+                    }
                 }),
-            (credit.clone(), address.clone())
-                .prop_map(|(credit, address)| Frame::Accept { credit, address }),
+            (any::<u64>(), credit.clone(), any::<u64>(), address.clone()).prop_map(
+                |(run, credit, heartbeat, address)| Frame::Accept {
+                    run,
+                    credit,
+                    heartbeat: Duration::from_millis(heartbeat),
+                    address,
+                }
+            ),
             any::<u64>().prop_map(Frame::Item),
             any::<u64>().prop_map(Frame::End),
-            credit.clone().prop_map(Frame::Credit),
-            Just(Frame::Stop),
-            (any::<u64>(), credit, address).prop_map(|(sent, credit, address)| Frame::Beat {
-                sent,
-                credit,
-                address
-            }),
+            (any::<u64>(), any::<[bool; 2]>(), credit, address).prop_map(
+                |(sent, [sends, reads], credit, address)| Frame::Beat {
+                    sent,
+                    sends,
+                    credit,
+                    reads,
+                    address,
+                }
+            ),
             Just(Frame::Gone),
         ]
     }
@@ -241,14 +301,15 @@ mod tests {
 
         #[test]
         fn any_text_is_read(text in any::<String>()) {
-            let _ = (Frame::read(&text), End::read(&text));
+            let _ = (Frame::read(&text), Mark::read(&text));
         }
 
         #[test]
-        fn an_end_survives_its_text(stream in any::<u128>(), caller in any::<bool>()) {
+        fn a_mark_survives_its_text(stream in any::<u128>(), run in any::<u64>(), caller in any::<bool>()) {
             let side = if caller { Side::Caller } else { Side::Server };
             let end = End { stream, side };
-            prop_assert_eq!(End::read(&end.to_string()), Some(end));
+            let mark = Mark { end, run };
+            prop_assert_eq!(Mark::read(&mark.to_string()), Some(mark));
         }
     }
 }

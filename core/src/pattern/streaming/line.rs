@@ -2,66 +2,103 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
+use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smol_str::{SmolStr, ToSmolStr};
 use tokio_util::sync::CancellationToken;
 
-use super::emulation::Exchange;
-use super::frame::{Credit, End, Frame};
-use super::{Item, ItemSink, ItemSource, WINDOW, WINDOW_BYTES};
+use super::entrance::Answer;
+use super::exchange::{Errand, Exchange};
+use super::frame::{Credit, End, Frame, Mark, Side};
+use super::halves::{Sink, Source};
+use super::{Item, WINDOW, WINDOW_BYTES};
 use crate::client::error_reply;
-use crate::pattern::Progress;
 use crate::{Error, ErrorKind, Message, RemoteError, Subject};
+
+/// The most frames that are kept for a caller that is not accepted yet: the windows of two, and their ends.
+const MAX_EARLY: usize = 2 * (WINDOW + 1);
 
 /// One side of a stream. It is known to its exchange until both directions have ended.
 pub(super) struct Line {
-    end: End,
-    /// What the frames to the other side are marked with.
-    other: SmolStr,
-    subject: Subject,
-    exchange: Arc<Exchange>,
+    pub(super) end: End,
+    pub(super) subject: Subject,
+    pub(super) exchange: Arc<Exchange>,
     pub(super) stopped: CancellationToken,
-    state: Mutex<State>,
+    /// Known to a caller once it is accepted.
+    pub(super) peer: OnceLock<Peer>,
+    /// How its opening was answered.
+    pub(super) answer: Mutex<Answer>,
+    pub(super) state: Mutex<State>,
 }
 
-struct State {
-    /// The other side's address; not known before it has accepted.
-    peer: Option<SmolStr>,
-    out: Out,
-    read: Read,
-    broken: Option<Broken>,
-    /// When the other side was heard last, and when it last heard from us.
+/// The other side of a stream.
+pub(super) struct Peer {
+    pub(super) run: u64,
+    pub(super) address: SmolStr,
+    /// What the frames to it are marked with.
+    mark: SmolStr,
+    /// How long it may be silent, or a side that is as slow as we are.
+    silence: Duration,
+}
+
+pub(super) struct State {
+    is_accepted: bool,
+    early: Early,
+    pub(super) out: Out,
+    pub(super) read: Read,
+    pub(super) broken: Option<Broken>,
+    /// When the other side was heard last, and when we gave it a sign of life.
     heard: Instant,
     said: Instant,
+    pub(super) owed: Owed,
+    /// Whether it has a place among those that wait for their turn to speak.
+    is_waiting: bool,
+}
+
+/// What the other side has to be told, by the way.
+#[derive(Default)]
+pub(super) struct Owed {
+    /// That we gave up what we were sending.
+    pub(super) end: bool,
+    pub(super) beat: bool,
+    /// That we know the stream no more.
+    gone: bool,
+}
+
+/// Frames of all who have accepted, while the caller does not know whom it talks to.
+#[derive(Default)]
+struct Early {
+    frames: Vec<(u64, Frame, Message)>,
+    bytes: usize,
 }
 
 /// What we send.
-struct Out {
-    is_open: bool,
+pub(super) struct Out {
+    pub(super) is_open: bool,
+    /// Nothing leaves any more: the end has left, or nobody wants it.
+    pub(super) is_over: bool,
     /// The items that were given to us, and those of them that have left.
-    sent: u64,
-    handed: u64,
-    bytes: u64,
-    credit: Credit,
-    waker: Option<Waker>,
+    pub(super) sent: u64,
+    pub(super) handed: u64,
+    pub(super) bytes: u64,
+    pub(super) credit: Credit,
+    pub(super) waker: Option<Waker>,
 }
 
 /// What we read.
-struct Read {
-    is_open: bool,
-    seen: u64,
-    bytes: u64,
-    granted: Credit,
-    taken: Credit,
-    items: VecDeque<Item>,
+pub(super) struct Read {
+    pub(super) is_open: bool,
+    pub(super) seen: u64,
+    pub(super) bytes: u64,
+    pub(super) granted: Credit,
+    pub(super) taken: Credit,
+    pub(super) items: VecDeque<Item>,
     /// How the other side ended it.
-    end: Option<Option<RemoteError>>,
-    waker: Option<Waker>,
+    pub(super) end: Option<Option<RemoteError>>,
+    pub(super) waker: Option<Waker>,
 }
 
 /// Why a stream ended that did not end well.
@@ -69,7 +106,7 @@ struct Read {
 pub(super) enum Broken {
     /// The other side is not heard of any more, or has forgotten the stream, or our inbox is gone.
     Lost,
-    /// Items are missing.
+    /// Items are missing, or the end.
     Missing,
     /// The other side sent more than it was allowed to, or what no frame is.
     Overrun,
@@ -78,7 +115,7 @@ pub(super) enum Broken {
 }
 
 impl Broken {
-    fn error(self, last: u64) -> Error {
+    pub(super) fn error(self, last: u64) -> Error {
         let (kind, text) = match self {
             Self::Lost => (
                 ErrorKind::Disconnected,
@@ -86,7 +123,7 @@ impl Broken {
             ),
             Self::Missing => (
                 ErrorKind::Disconnected,
-                "items of the stream were lost on the way",
+                "items of the stream, or its end, were lost on the way",
             ),
             Self::Overrun => (
                 ErrorKind::Rejected,
@@ -124,9 +161,11 @@ impl Line {
     ) -> Arc<Self> {
         let now = exchange.clock.now();
         let state = State {
-            peer: None,
+            is_accepted: false,
+            early: Early::default(),
             out: Out {
                 is_open: sends,
+                is_over: !sends,
                 sent: 0,
                 handed: 0,
                 bytes: 0,
@@ -146,37 +185,66 @@ impl Line {
             broken: None,
             heard: now,
             said: now,
+            owed: Owed::default(),
+            is_waiting: false,
         };
         Arc::new(Self {
             end,
-            other: end.other().to_smolstr(),
             subject,
             exchange: Arc::clone(exchange),
             stopped: CancellationToken::new(),
+            peer: OnceLock::new(),
+            answer: Mutex::default(),
             state: Mutex::new(state),
         })
     }
 
-    /// The other side is there: its address, and what it allows.
-    pub(super) fn meet(&self, peer: SmolStr, credit: Credit) {
+    /// The other side is there: its run, its address and its heartbeat, and what it allows.
+    pub(super) fn meet(
+        self: &Arc<Self>,
+        run: u64,
+        (address, heartbeat): (SmolStr, Duration),
+        credit: Credit,
+    ) {
+        let mark = Mark { end: self.end, run };
+        let peer = Peer {
+            run,
+            address,
+            mark: mark.other().to_smolstr(),
+            silence: heartbeat.max(self.exchange.heartbeat).saturating_mul(7) / 4,
+        };
         let mut state = self.state.lock();
-        state.peer = Some(peer);
+        if self.peer.set(peer).is_err() {
+            return;
+        }
         state.heard = self.exchange.clock.now();
+        state.is_accepted = self.end.side == Side::Caller;
         state.out.allow(credit);
+        for (early, frame, message) in std::mem::take(&mut state.early).frames {
+            if early != run {
+                continue;
+            }
+            if let Err(broken) = self.take_in(&mut state, &frame, &message) {
+                return self.break_off(state, broken);
+            }
+        }
+        self.leave_if_over(&state);
     }
 
     pub(super) fn halves(self: &Arc<Self>) -> super::Duplex {
         super::Duplex {
-            sink: Box::new(Sink {
-                line: Arc::clone(self),
-                leaving: None,
-            }),
-            source: Box::new(Source(Arc::clone(self))),
+            sink: Box::new(Sink::new(Arc::clone(self))),
+            source: Box::new(Source::new(Arc::clone(self))),
         }
     }
 
-    pub(super) fn exchange(&self) -> &Arc<Exchange> {
-        &self.exchange
+    /// We have accepted it. A caller that is gone says so at once.
+    pub(super) fn accepted(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        state.is_accepted = true;
+        state.heard = self.exchange.clock.now();
+        state.owed.beat = true;
+        self.ask_to_speak(&mut state);
     }
 
     /// It never began.
@@ -187,101 +255,176 @@ impl Line {
         self.leave_if_over(&state);
     }
 
-    /// A frame that came from the other side.
-    pub(super) fn receive(&self, frame: &Frame, message: &Message) {
+    /// A frame that came to this side; `false` where somebody sent it whose run this is not.
+    pub(super) fn receive(self: &Arc<Self>, run: u64, frame: &Frame, message: &Message) -> bool {
         let mut state = self.state.lock();
+        let Some(peer) = self.peer.get() else {
+            state.early.keep(run, frame, message);
+            return true;
+        };
+        if peer.run != run {
+            return false;
+        }
         state.heard = self.exchange.clock.now();
-        let is_ok = match frame {
+        match self.take_in(&mut state, frame, message) {
+            Ok(()) => self.leave_if_over(&state),
+            Err(broken) => self.break_off(state, broken),
+        }
+        true
+    }
+
+    fn take_in(&self, state: &mut State, frame: &Frame, message: &Message) -> Result<(), Broken> {
+        match frame {
             Frame::Item(number) => state.read.take_in(*number, message),
             Frame::End(items) => state.read.end(*items, message),
-            Frame::Credit(credit) => {
+            Frame::Beat {
+                sent,
+                sends,
+                credit,
+                reads,
+                ..
+            } => {
                 state.out.allow(*credit);
-                Ok(())
-            }
-            Frame::Beat { sent, credit, .. } => {
-                state.out.allow(*credit);
-                state.read.check(*sent)
-            }
-            Frame::Stop => {
-                state.out.close();
-                self.stopped.cancel();
-                Ok(())
+                if !reads {
+                    state.out.close();
+                    self.stopped.cancel();
+                }
+                state.read.check(*sent, *sends)
             }
             Frame::Gone => Err(Broken::Lost),
             Frame::Open { .. } | Frame::Accept { .. } => Err(Broken::Overrun),
-        };
-        match is_ok {
-            Ok(()) => self.leave_if_over(&state),
-            Err(broken) => self.break_off(state, broken),
         }
     }
 
     /// Ends it badly.
-    pub(super) fn fail(&self, broken: Broken) {
+    pub(super) fn fail(self: &Arc<Self>, broken: Broken) {
         self.break_off(self.state.lock(), broken);
     }
 
-    fn break_off(&self, mut state: parking_lot::MutexGuard<'_, State>, broken: Broken) {
+    fn break_off(self: &Arc<Self>, mut state: MutexGuard<'_, State>, broken: Broken) {
         if state.broken.is_some() {
             return;
         }
-        let tells = broken != Broken::Lost;
         state.broken = Some(broken);
         state.out.wake();
         state.read.wake();
-        self.exchange.forget(self.end);
-        let peer = state.peer.clone();
+        self.exchange.forget(self);
+        if broken != Broken::Lost {
+            state.owed.gone = true;
+            self.ask_to_speak(&mut state);
+        }
         drop(state);
         self.stopped.cancel();
-        if let Some(peer) = peer
-            && tells
-        {
-            self.exchange.tell(peer, self.frame(&Frame::Gone));
-        }
     }
 
-    /// Says that we are there, where nothing else has said so since `quiet`; is told that nobody is, since `silent`.
-    pub(super) fn keep(&self, now: Instant, quiet: Instant, silent: Instant) {
-        let mut state = self.state.lock();
-        let Some(peer) = state.peer.clone() else {
+    /// Gives a sign of life where one is due; breaks where none came for too long.
+    pub(super) fn keep(self: &Arc<Self>, now: Instant) {
+        let Some(peer) = self.peer.get() else {
             // Who has opened it waits for an answer by a deadline of its own.
-            state.heard = now;
             return;
         };
-        if state.heard <= silent {
+        let mut state = self.state.lock();
+        if !state.is_accepted {
+            // A caller says nothing before.
+            state.heard = now;
+        }
+        if now.saturating_duration_since(state.heard) >= peer.silence {
             return self.break_off(state, Broken::Lost);
         }
-        if state.said > quiet {
-            return;
+        if now.saturating_duration_since(state.said) >= self.exchange.heartbeat / 2 {
+            state.owed.beat = true;
         }
-        state.said = now;
-        let (sent, credit) = (state.out.handed, state.read.granted);
-        drop(state);
-        if let Some(address) = self.exchange.address() {
-            let beat = Frame::Beat {
-                sent,
-                credit,
-                address,
-            };
-            self.exchange.tell(peer, self.frame(&beat));
+        if state.owed.beat || state.owed.end {
+            self.ask_to_speak(&mut state);
         }
     }
 
-    fn leave_if_over(&self, state: &State) {
+    /// Asks for a turn to [`speak`](Self::speak). Where there is none, the next look asks again.
+    pub(super) fn ask_to_speak(self: &Arc<Self>, state: &mut State) {
+        if !state.is_waiting && self.peer.get().is_some() {
+            state.is_waiting = self.exchange.run(Errand::Speak(Arc::clone(self)));
+        }
+    }
+
+    /// Tells the other side all that is owed to it.
+    pub(super) async fn speak(self: Arc<Self>) -> Result<(), Error> {
+        let Some(peer) = self.peer.get() else {
+            return Ok(());
+        };
+        while let Some((frame, message)) = self.word() {
+            let is_end = matches!(frame, Frame::End(_));
+            let exchange = &self.exchange;
+            let sending = exchange
+                .post
+                .send(&peer.address, peer.mark(&frame, message));
+            let sent = exchange.taken(sending).await;
+            if is_end {
+                self.sent_all(&mut self.state.lock());
+            }
+            sent?;
+        }
+        Ok(())
+    }
+
+    fn word(&self) -> Option<(Frame, Message)> {
+        let mut state = self.state.lock();
+        state.is_waiting = false;
+        let message = Message::new(self.subject.clone(), "");
+        if state.broken.is_some() {
+            let is_owed = std::mem::take(&mut state.owed).gone;
+            return is_owed.then_some((Frame::Gone, message));
+        }
+        if std::mem::take(&mut state.owed.end) {
+            let message = error_reply(&self.subject, &abandoned());
+            return Some((Frame::End(state.out.sent), message));
+        }
+        // Who has sent its end and has read the other one has no more to say.
+        let is_done = state.out.is_over && state.read.end.is_some();
+        if !std::mem::take(&mut state.owed.beat) || is_done {
+            return None;
+        }
+        state.said = self.exchange.clock.now();
+        let beat = Frame::Beat {
+            sent: state.out.handed,
+            sends: !state.out.is_over,
+            credit: state.read.granted,
+            reads: state.read.is_open,
+            address: self.exchange.address()?,
+        };
+        Some((beat, message))
+    }
+
+    /// Nothing leaves any more.
+    pub(super) fn sent_all(&self, state: &mut State) {
+        state.out.is_over = true;
+        self.leave_if_over(state);
+    }
+
+    pub(super) fn leave_if_over(&self, state: &State) {
         let has_read = !state.read.is_open || state.read.end.is_some();
-        if has_read && !state.out.is_open {
-            self.exchange.forget(self.end);
+        if has_read && state.out.is_over {
+            self.exchange.forget(self);
         }
     }
+}
 
-    fn frame(&self, frame: &Frame) -> Message {
-        self.message(frame, Message::new(self.subject.clone(), ""))
-    }
-
-    fn message(&self, frame: &Frame, message: Message) -> Message {
+impl Peer {
+    /// Makes a frame to it of a message.
+    pub(super) fn mark(&self, frame: &Frame, message: Message) -> Message {
         message
-            .with_correlation_id(self.other.clone())
+            .with_correlation_id(self.mark.clone())
             .with_frame(frame.to_smolstr())
+    }
+}
+
+impl Early {
+    fn keep(&mut self, run: u64, frame: &Frame, message: &Message) {
+        let has_room = self.frames.len() < MAX_EARLY && self.bytes < 2 * WINDOW_BYTES;
+        // A sign of life comes again.
+        if has_room && !matches!(frame, Frame::Beat { .. }) {
+            self.bytes += message.payload().len();
+            self.frames.push((run, frame.clone(), message.clone()));
+        }
     }
 }
 
@@ -293,6 +436,26 @@ pub(super) fn first_credit() -> Credit {
     }
 }
 
+impl State {
+    /// Whether nothing new can be sent any more, and why.
+    pub(super) fn check_sending(&self) -> Result<(), Error> {
+        self.check_leaving()?;
+        match self.out.is_open {
+            true => Ok(()),
+            false => Err(unwanted()),
+        }
+    }
+
+    /// Whether what is on its way to the wire need not leave any more, and why.
+    pub(super) fn check_leaving(&self) -> Result<(), Error> {
+        match self.broken {
+            Some(broken) => Err(broken.error(self.read.seen)),
+            None if self.out.is_over => Err(unwanted()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Out {
     fn allow(&mut self, credit: Credit) {
         self.credit.items = self.credit.items.max(credit.items);
@@ -300,12 +463,13 @@ impl Out {
         self.wake();
     }
 
-    fn may_send(&self) -> bool {
+    pub(super) fn may_send(&self) -> bool {
         self.sent < self.credit.items && self.bytes < self.credit.bytes
     }
 
     fn close(&mut self) {
         self.is_open = false;
+        self.is_over = true;
         self.wake();
     }
 
@@ -342,7 +506,7 @@ impl Read {
         if !self.is_open || self.end.is_some() {
             return Ok(());
         }
-        self.check(items)?;
+        self.check(items, true)?;
         if items < self.seen {
             return Err(Broken::Overrun);
         }
@@ -355,16 +519,17 @@ impl Read {
         Ok(())
     }
 
-    /// Whether so many items have come.
-    fn check(&self, items: u64) -> Result<(), Broken> {
-        match self.is_open && self.end.is_none() && items > self.seen {
+    /// Whether so many items have come, and an end where no more can.
+    fn check(&self, items: u64, sends: bool) -> Result<(), Broken> {
+        let waits = self.is_open && self.end.is_none();
+        match waits && (items > self.seen || !sends) {
             true => Err(Broken::Missing),
             false => Ok(()),
         }
     }
 
-    /// Hands out an item, and says what more is allowed for it, where that is worth a frame.
-    fn hand_out(&mut self) -> Option<(Item, Option<Credit>)> {
+    /// Hands out an item. The other side has to be told where it is allowed more.
+    pub(super) fn hand_out(&mut self) -> Option<(Item, bool)> {
         let item = self.items.pop_front()?;
         self.taken.items += 1;
         self.taken.bytes = self.taken.bytes.saturating_add(item.payload.len() as u64);
@@ -375,11 +540,11 @@ impl Read {
         };
         let is_due = next.items - self.granted.items >= first.items / 2
             || next.bytes.saturating_sub(self.granted.bytes) >= first.bytes / 2;
-        if !is_due || self.end.is_some() {
-            return Some((item, None));
+        let is_told = is_due && self.end.is_none();
+        if is_told {
+            self.granted = next;
         }
-        self.granted = next;
-        Some((item, Some(next)))
+        Some((item, is_told))
     }
 
     fn wake(&mut self) {
@@ -389,222 +554,9 @@ impl Read {
     }
 }
 
-struct Sink {
-    line: Arc<Line>,
-    /// The frame that the wire has not taken yet; the next one waits for it.
-    leaving: Option<BoxFuture<'static, Result<(), Error>>>,
-}
-
-impl Sink {
-    /// Waits until the last frame has left.
-    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let Some(leaving) = &mut self.leaving else {
-            return Poll::Ready(Ok(()));
-        };
-        let left = ready!(leaving.as_mut().poll(cx));
-        self.leaving = None;
-        let mut state = self.line.state.lock();
-        state.out.handed = state.out.sent;
-        drop(state);
-        if let Err(error) = left {
-            self.line.fail(Broken::Unsent);
-            return Poll::Ready(Err(error));
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Hands a frame to the wire. The error is one that it told at once.
-    fn hand_over(&mut self, frame: &Frame, message: Message) -> Result<(), Error> {
-        let line = &self.line;
-        let Some(peer) = line.state.lock().peer.clone() else {
-            return Err(Broken::Lost.error(0));
-        };
-        match line.exchange.post.send(&peer, line.message(frame, message)) {
-            Progress::Done(sent) => sent,
-            Progress::Pending(leaving) => {
-                self.leaving = Some(leaving);
-                Ok(())
-            }
-        }
-    }
-}
-
-impl State {
-    /// Whether nothing can be sent any more, and why.
-    fn check_sending(&self) -> Result<(), Error> {
-        match self.broken {
-            Some(broken) => Err(broken.error(self.read.seen)),
-            None if !self.out.is_open => Err(unwanted()),
-            None => Ok(()),
-        }
-    }
-}
-
-impl ItemSink for Sink {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        ready!(self.poll_left(cx))?;
-        let mut state = self.line.state.lock();
-        state.check_sending()?;
-        if state.out.may_send() {
-            return Poll::Ready(Ok(()));
-        }
-        state.out.waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-
-    fn start_send(&mut self, item: Item) -> Result<(), Error> {
-        let Item {
-            payload,
-            content_type,
-        } = item;
-        let (line, bytes) = (Arc::clone(&self.line), payload.len() as u64);
-        let number = {
-            let mut state = line.state.lock();
-            state.check_sending()?;
-            state.said = line.exchange.clock.now();
-            state.out.sent + 1
-        };
-        let message = Message::new(line.subject.clone(), payload).with_content_type(content_type);
-        match self.hand_over(&Frame::Item(number), message) {
-            Ok(()) => {
-                let mut state = line.state.lock();
-                state.out.sent = number;
-                state.out.bytes = state.out.bytes.saturating_add(bytes);
-                if self.leaving.is_none() {
-                    state.out.handed = number;
-                }
-                Ok(())
-            }
-            // It has not left, and the next one has its number.
-            Err(error) if error.kind() == ErrorKind::TooLarge => Err(error),
-            Err(error) => {
-                line.fail(Broken::Unsent);
-                Err(error)
-            }
-        }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.poll_left(cx)
-    }
-
-    fn poll_close(
-        &mut self,
-        cx: &mut Context<'_>,
-        end: Option<&RemoteError>,
-    ) -> Poll<Result<(), Error>> {
-        ready!(self.poll_left(cx))?;
-        let line = Arc::clone(&self.line);
-        let sent = {
-            let mut state = line.state.lock();
-            if !state.out.is_open || state.broken.is_some() {
-                return Poll::Ready(Ok(()));
-            }
-            state.out.is_open = false;
-            line.leave_if_over(&state);
-            state.out.sent
-        };
-        let mut message = ending(&line.subject, end);
-        let mut handed = self.hand_over(&Frame::End(sent), message);
-        if let (Err(error), Some(end)) = (&handed, end)
-            && error.kind() == ErrorKind::TooLarge
-        {
-            // Its details do not fit.
-            message = ending(&line.subject, Some(&end.clone().with_details(None)));
-            handed = self.hand_over(&Frame::End(sent), message);
-        }
-        handed?;
-        self.poll_left(cx)
-    }
-}
-
-fn ending(subject: &Subject, end: Option<&RemoteError>) -> Message {
-    match end {
-        Some(error) => error_reply(subject, error),
-        None => Message::new(subject.clone(), ""),
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        let line = &self.line;
-        let mut state = line.state.lock();
-        if !state.out.is_open || state.broken.is_some() {
-            return;
-        }
-        state.out.is_open = false;
-        line.leave_if_over(&state);
-        let (peer, sent) = (state.peer.clone(), state.out.sent);
-        drop(state);
-        if let Some(peer) = peer {
-            let message = ending(&line.subject, Some(&abandoned()));
-            let message = line.message(&Frame::End(sent), message);
-            line.exchange.tell(peer, message);
-        }
-    }
-}
-
-impl fmt::Debug for Sink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sink").field(&self.line.end).finish()
-    }
-}
-
-#[derive(Debug)]
-struct Source(Arc<Line>);
-
-impl ItemSource for Source {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, Error>>> {
-        let line = &self.0;
-        let mut state = line.state.lock();
-        if let Some((item, more)) = state.read.hand_out() {
-            let peer = state.peer.clone();
-            if let (Some(credit), Some(peer)) = (more, peer) {
-                state.said = line.exchange.clock.now();
-                drop(state);
-                line.exchange.tell(peer, line.frame(&Frame::Credit(credit)));
-            }
-            return Poll::Ready(Some(Ok(item)));
-        }
-        match &mut state.read.end {
-            Some(Some(_)) => {
-                // After its error it is over.
-                let error = state.read.end.replace(None).flatten();
-                return Poll::Ready(error.map(|error| Err(Error::remote(error))));
-            }
-            Some(None) => return Poll::Ready(None),
-            None => {}
-        }
-        if let Some(broken) = state.broken {
-            state.read.end = Some(None);
-            return Poll::Ready(Some(Err(broken.error(state.read.seen))));
-        }
-        state.read.waker = Some(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        let line = &self.0;
-        let mut state = line.state.lock();
-        state.read.items.clear();
-        let was_open = state.read.is_open && state.read.end.is_none() && state.broken.is_none();
-        state.read.is_open = false;
-        line.leave_if_over(&state);
-        let peer = state.peer.clone();
-        drop(state);
-        if let Some(peer) = peer
-            && was_open
-        {
-            line.exchange.tell(peer, line.frame(&Frame::Stop));
-        }
-    }
-}
-
 impl Drop for Line {
     fn drop(&mut self) {
-        self.exchange.forget(self.end);
+        self.exchange.forget(self);
     }
 }
 
