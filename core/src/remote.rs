@@ -30,6 +30,9 @@ impl RemoteError {
     /// The code for a request that the handler could not decode.
     pub const INVALID_PAYLOAD: &'static str = "invalid_payload";
 
+    /// The code for a call whose deadline had passed before its handler could begin.
+    pub const EXPIRED: &'static str = "expired";
+
     /// The code for a reply that is larger than the transport takes.
     pub const TOO_LARGE: &'static str = "too_large";
 

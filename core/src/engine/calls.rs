@@ -35,8 +35,7 @@ pub(crate) struct CallJob {
 
 pub(crate) struct CallDone {
     job: CallJob,
-    /// `None` where the caller has given up.
-    reply: Option<Message>,
+    reply: Message,
 }
 
 impl CallWork {
@@ -75,10 +74,7 @@ impl CallWork {
             Ok(Err(error)) => self.refuse(&job.context, &error),
             Err(failed) => self.refuse(&job.context, &self.invoke.refusal(&job.context, failed)),
         };
-        CallDone {
-            job,
-            reply: Some(reply),
-        }
+        CallDone { job, reply }
     }
 
     fn refuse(&self, context: &Context, error: &RemoteError) -> Message {
@@ -174,7 +170,11 @@ impl Work for CallWork {
             .is_some_and(|deadline| deadline <= self.invoke.clock().now())
         {
             self.metrics.expired.increment(1);
-            return Started::Done(CallDone { job, reply: None });
+            // Answered all the same: a call that is not holds a place of the window.
+            let expired =
+                RemoteError::new(RemoteError::EXPIRED, "the deadline of the call had passed");
+            let reply = error_reply(job.context.subject(), &expired);
+            return Started::Done(CallDone { job, reply });
         }
         match self.invoke.begin(&job.context, slot, cx) {
             First::Over(result) => Started::Done(self.answer(job, result)),
@@ -192,19 +192,19 @@ impl Work for CallWork {
             duration.record(self.invoke.clock().now().saturating_duration_since(began));
         }
         let request = &job.context.message;
-        outbox.extend(reply.map(|message| Reply {
+        outbox.push(Reply {
             tag: job.tag,
             reply_to: request.reply_to().map(Into::into),
             correlation_id: request.correlation_id().map(Into::into),
-            message,
-        }));
+            message: reply,
+        });
         None
     }
 
     fn give_back(&self, job: CallJob, outbox: &mut Vec<Reply>) -> usize {
         let stopping =
             RemoteError::new("unavailable", "the service is stopping").with_retryable(true);
-        let reply = Some(error_reply(job.context.subject(), &stopping));
+        let reply = error_reply(job.context.subject(), &stopping);
         self.finish(CallDone { job, reply }, outbox);
         1
     }

@@ -15,10 +15,14 @@ behaviours! {
     o05_a_classified_failure_reaches_the_caller_with_code_and_details: [Calls],
     o05_the_text_of_an_unclassified_failure_stays_at_home: [Calls],
     o12_the_handler_knows_its_deadline: [Calls],
+    o12_calls_that_nobody_waits_for_any_more_leave_room_for_others: [Calls],
     o14_a_request_that_cannot_be_decoded_is_answered_so: [Calls],
     o15_a_handler_that_panics_answers_and_lives_on: [Calls],
     o16_a_failed_call_is_not_tried_again: [Calls],
 }
+
+/// How long a call may take that nobody answers.
+const BRIEF: Duration = Duration::from_millis(300);
 
 /// Through the whole framework: each caller gets its own answer.
 pub async fn o01_handlers_answer_many_callers_at_once(test: &Test) {
@@ -91,6 +95,28 @@ pub async fn o05_the_text_of_an_unclassified_failure_stays_at_home(test: &Test) 
         Some(RemoteError::INTERNAL)
     );
     assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+    app.shutdown().await.expect("it stops");
+}
+
+/// More of them than a handler has places for, all over before it gets to them.
+pub async fn o12_calls_that_nobody_waits_for_any_more_leave_room_for_others(test: &Test) {
+    let answer = async |number: u32| Ok::<u32, Failure>(number);
+    let route = Route::call(test.pattern("ask"), answer);
+    let app = test.start("app", route.name("ask").concurrency(1)).await;
+    let caller = test.connect().await;
+    let asked = (0..40).map(async |number: u32| {
+        let over = test.message("ask", number.to_string());
+        let over = over.with_deadline(Duration::ZERO);
+        // Whether it is told so, and in time, is the wire's to say.
+        let _ = caller.request(over, BRIEF).await;
+    });
+    join_all(asked).await;
+    let client = app.client();
+    let answer: u32 = client
+        .request(test.subject("ask"), &41)
+        .await
+        .expect("there is room");
+    assert_eq!(answer, 41);
     app.shutdown().await.expect("it stops");
 }
 
