@@ -79,7 +79,8 @@ impl Hubs {
             config: config.clone(),
             board: Arc::new(Switchboard::default()),
             clock: Arc::clone(clock),
-            running: tokio::sync::Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            house: Mutex::default(),
         });
         hubs.insert(address, Arc::downgrade(&hub));
         Ok(hub)
@@ -92,11 +93,20 @@ pub(crate) struct Hub {
     config: GrpcConfig,
     pub(crate) board: Arc<Switchboard>,
     clock: Arc<dyn Clock>,
-    running: tokio::sync::Mutex<Option<Running>>,
+    /// Held while the server starts, and while it ends until its port is free.
+    turn: tokio::sync::Mutex<()>,
+    house: Mutex<House>,
 }
 
+/// The server, while anybody has a seat.
+#[derive(Default)]
+struct House {
+    seats: usize,
+    running: Option<Running>,
+}
+
+/// A server that runs. It ends with this.
 struct Running {
-    users: usize,
     health: HealthReporter,
     /// Asks clients to go, and ends when they have.
     stop: CancellationToken,
@@ -109,21 +119,104 @@ struct Running {
     task: JoinHandle<()>,
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.cut.cancel();
+    }
+}
+
+/// Keeps the server running. With the last one it ends: in order by [`release`](Self::release), and where that is dropped or never
+/// called, what is under way is cut off.
+pub(crate) struct Seat {
+    hub: Arc<Hub>,
+    is_taken: bool,
+}
+
+impl Seat {
+    /// Ends one user's part, and with the last the server: clients are asked to go, and what is under way may take `grace`.
+    /// `false` says that it took longer and was cut off.
+    pub(crate) async fn release(mut self, grace: Duration) -> bool {
+        let hub = Arc::clone(&self.hub);
+        let turn = hub.turn.lock().await;
+        let Some(mut ending) = self.leave() else {
+            return true;
+        };
+        ending
+            .health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        ending.stop.cancel();
+        let _ = (&mut ending.closed).await;
+        // Whoever comes next may listen while the last requests end.
+        drop(turn);
+        let deadline = hub.clock.now() + grace;
+        let all = u32::try_from(hub.most()).unwrap_or(u32::MAX);
+        let admitted = Arc::clone(&ending.admitted);
+        let in_time = tokio::select! {
+            _ = &mut ending.task => return true,
+            _ = admitted.acquire_many(all) => true,
+            () = hub.clock.sleep_until(deadline) => false,
+        };
+        if in_time && tokio::time::timeout(LINGER, &mut ending.task).await.is_ok() {
+            return true;
+        }
+        ending.cut.cancel();
+        let _ = tokio::time::timeout(LINGER, &mut ending.task).await;
+        ending.task.abort();
+        in_time
+    }
+
+    /// Gives the seat up. With the last one comes the server, which is to end.
+    fn leave(&mut self) -> Option<Running> {
+        if !std::mem::take(&mut self.is_taken) {
+            return None;
+        }
+        let mut house = self.hub.house.lock();
+        house.seats -= 1;
+        match house.seats {
+            0 => house.running.take(),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        drop(self.leave());
+    }
+}
+
 impl Hub {
-    /// Listens, if nobody does yet. Each call needs a [`release`](Self::release).
+    /// Listens, if nobody does yet.
     ///
     /// # Errors
     /// `Config` where the address is not to be had or a file cannot be read.
-    pub(crate) async fn retain(&self, runtime: &Handle) -> Result<(), Error> {
-        let mut running = self.running.lock().await;
-        if let Some(running) = &mut *running
-            && !running.task.is_finished()
-        {
-            running.users += 1;
-            return Ok(());
+    pub(crate) async fn retain(self: &Arc<Self>, runtime: &Handle) -> Result<Seat, Error> {
+        let _turn = self.turn.lock().await;
+        if let Some(seat) = self.join() {
+            return Ok(seat);
         }
-        *running = Some(self.start(runtime).await?);
-        Ok(())
+        let running = self.start(runtime).await?;
+        let mut house = self.house.lock();
+        house.running = Some(running);
+        Ok(self.sit(&mut house))
+    }
+
+    /// A seat at the server that runs already.
+    fn join(self: &Arc<Self>) -> Option<Seat> {
+        let mut house = self.house.lock();
+        let running = house.running.as_ref()?;
+        let is_over = running.task.is_finished();
+        (!is_over).then(|| self.sit(&mut house))
+    }
+
+    fn sit(self: &Arc<Self>, house: &mut House) -> Seat {
+        house.seats += 1;
+        Seat {
+            hub: Arc::clone(self),
+            is_taken: true,
+        }
     }
 
     async fn start(&self, runtime: &Handle) -> Result<Running, Error> {
@@ -189,7 +282,6 @@ impl Hub {
         health.set_service_status("", ServingStatus::Serving).await;
         tracing::info!(address = %self.listen, "listening for gRPC");
         Ok(Running {
-            users: 1,
             health,
             stop,
             cut,
@@ -199,62 +291,8 @@ impl Hub {
         })
     }
 
-    /// Ends one user's part, and with the last the server: clients are asked to go, and what is under way may take `grace`.
-    /// `false` says that it took longer and was cut off.
-    pub(crate) async fn release(&self, grace: Duration) -> bool {
-        let mut running = self.running.lock().await;
-        let Some(now) = &mut *running else {
-            return true;
-        };
-        now.users -= 1;
-        if now.users > 0 {
-            return true;
-        }
-        let Some(ending) = running.take() else {
-            return true;
-        };
-        ending
-            .health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-        ending.stop.cancel();
-        let _ = ending.closed.await;
-        // Whoever comes next may listen while the last requests end.
-        drop(running);
-        let deadline = self.clock.now() + grace;
-        let all = u32::try_from(self.most()).unwrap_or(u32::MAX);
-        let mut task = ending.task;
-        let in_time = tokio::select! {
-            _ = &mut task => return true,
-            _ = ending.admitted.acquire_many(all) => true,
-            () = self.clock.sleep_until(deadline) => false,
-        };
-        if in_time && tokio::time::timeout(LINGER, &mut task).await.is_ok() {
-            return true;
-        }
-        ending.cut.cancel();
-        let _ = tokio::time::timeout(LINGER, &mut task).await;
-        task.abort();
-        in_time
-    }
-
     fn most(&self) -> usize {
         self.config.max_concurrent.min(Semaphore::MAX_PERMITS)
-    }
-
-    /// Ends the part of a user who vanished without a word: what is under way with the last one is cut off.
-    pub(crate) fn abandon(self: Arc<Self>) {
-        let Ok(mut running) = self.running.try_lock() else {
-            return;
-        };
-        let is_last = running.as_mut().is_some_and(|running| {
-            running.users -= 1;
-            running.users == 0
-        });
-        if is_last && let Some(running) = running.take() {
-            running.stop.cancel();
-            running.cut.cancel();
-        }
     }
 }
 
@@ -672,5 +710,80 @@ impl ServerStreamingService<Bytes> for Streamed {
     fn call(&mut self, request: Request<Bytes>) -> Answering {
         let (metadata, _, payload) = request.into_parts();
         self.attend(metadata, payload, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use anywire::clock::TokioClock;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn hub() -> Arc<Hub> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = Endpoint {
+            host: "127.0.0.1".into(),
+            port: Some(free.local_addr().unwrap().port()),
+        };
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock);
+        Hubs::default()
+            .at(&listen, &GrpcConfig::default(), &clock)
+            .unwrap()
+    }
+
+    /// A client of the server, which learns of its end.
+    async fn client(hub: &Hub) -> TcpStream {
+        let port = hub.listen.port.unwrap();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // The server's first words: it is not asked to go before it has taken the connection.
+        client.read_u8().await.unwrap();
+        client
+    }
+
+    /// All that it hears until the end.
+    async fn hears_the_end(mut client: TcpStream) -> bool {
+        let mut said = Vec::new();
+        let end = tokio::time::timeout(SOON, client.read_to_end(&mut said));
+        end.await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_dropped_cuts_off_what_is_under_way() {
+        let hub = hub();
+        let seat = hub.retain(&Handle::current()).await.unwrap();
+        let admitted = {
+            let house = hub.house.lock();
+            Arc::clone(&house.running.as_ref().unwrap().admitted)
+        };
+        let _request = admitted.try_acquire_owned().unwrap();
+        let client = client(&hub).await;
+        let mut release = Box::pin(seat.release(Duration::from_secs(3600)));
+        // Once the port is free, it waits for the request.
+        while hub.turn.try_lock().is_err() || hub.house.lock().running.is_some() {
+            assert!(futures::poll!(&mut release).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(release);
+        assert!(hears_the_end(client).await);
+    }
+
+    #[tokio::test]
+    async fn who_vanishes_while_another_comes_or_goes_is_counted() {
+        let hub = hub();
+        let (one, other) = (
+            hub.retain(&Handle::current()).await.unwrap(),
+            hub.retain(&Handle::current()).await.unwrap(),
+        );
+        let client = client(&hub).await;
+        let turn = hub.turn.lock().await;
+        drop(one);
+        drop(other);
+        drop(turn);
+        assert!(hears_the_end(client).await);
     }
 }

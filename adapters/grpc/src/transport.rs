@@ -35,7 +35,7 @@ use crate::part::Part;
 use crate::pool::{Line, Pool, Tried};
 use crate::progress::Progress;
 use crate::publisher::GrpcPublisher;
-use crate::server::{Hub, Hubs};
+use crate::server::{Hub, Hubs, Seat};
 use crate::streams::{GrpcStreamer, Reader};
 use crate::subscriber::GrpcSubscriber;
 use crate::wire;
@@ -208,8 +208,8 @@ pub(crate) struct Connection {
     peers: Option<Group>,
     groups: Vec<Group>,
     hub: Option<Arc<Hub>>,
-    /// Whether we hold the hub open.
-    is_listening: tokio::sync::Mutex<bool>,
+    /// Holds the hub open, once we listen.
+    seat: tokio::sync::Mutex<Option<Seat>>,
     in_flight: Semaphore,
     status: watch::Sender<Status>,
     watcher: Mutex<Option<JoinHandle<()>>>,
@@ -272,7 +272,7 @@ impl Connection {
             peers,
             groups,
             hub,
-            is_listening: tokio::sync::Mutex::new(false),
+            seat: tokio::sync::Mutex::default(),
             status: watch::Sender::new(Status::Connected),
             watcher: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -374,12 +374,11 @@ impl Connection {
                 "transport \"{name}\" has handlers and does not say where to listen; add ?listen=0.0.0.0:50051 to its URL"
             )));
         };
-        let mut is_listening = self.is_listening.lock().await;
-        if !*is_listening {
+        let mut seat = self.seat.lock().await;
+        if seat.is_none() {
             self.check_open()?;
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-            hub.retain(&runtime).await?;
-            *is_listening = true;
+            *seat = Some(hub.retain(&runtime).await?);
         }
         Ok(Arc::clone(hub))
     }
@@ -580,12 +579,10 @@ impl Connection {
             part.end();
         }
         let left = deadline.saturating_duration_since(self.clock.now());
-        let served = match std::mem::take(&mut *self.is_listening.lock().await) {
-            true => match &self.hub {
-                Some(hub) => hub.release(left).await,
-                None => true,
-            },
-            false => true,
+        let seat = self.seat.lock().await.take();
+        let served = match seat {
+            Some(seat) => seat.release(left).await,
+            None => true,
         };
         self.in_flight.close();
         self.status.send_replace(Status::Closed);
@@ -633,9 +630,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(watcher) = self.watcher.lock().take() {
             watcher.abort();
-        }
-        if let (true, Some(hub)) = (std::mem::take(self.is_listening.get_mut()), self.hub.take()) {
-            hub.abandon();
         }
     }
 }
