@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anywire::pattern::Tag;
 use anywire::pattern::publish_subscribe::{Guarantee, SubscriptionId};
@@ -16,6 +16,8 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+/// How long a subscription whose last member has left counts as stopping: a program that ends shuts its door well before.
+const LINGER: Duration = Duration::from_secs(1);
 /// The most bytes that wait at one desk, however few the requests are.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
@@ -80,6 +82,8 @@ struct State {
     turn: usize,
     /// How many of those wait.
     fleeting: usize,
+    /// When the last member has left.
+    left: Option<Instant>,
 }
 
 struct Item {
@@ -132,6 +136,35 @@ impl Desk {
     /// Whether somebody takes requests.
     pub(crate) fn is_open(&self) -> bool {
         self.state.lock().is_open()
+    }
+
+    /// Whether those who took requests are about to go. What comes now is for another instance, or for later: a sender who is told
+    /// that nobody listens takes an event for delivered.
+    pub(crate) fn is_stopping(&self, now: Instant) -> bool {
+        let state = self.state.lock();
+        if state.is_open() {
+            return false;
+        }
+        match &self.purpose {
+            Purpose::Events(subscription, Guarantee::AtLeastOnce) => {
+                let is_kept = subscription.group.is_some();
+                is_kept && state.left.is_none_or(|left| now < left + LINGER)
+            }
+            // Nobody misses these.
+            Purpose::Events(_, Guarantee::AtMostOnce) => false,
+            // A call is lost nowhere: its caller is told.
+            Purpose::Calls(_) | Purpose::Streams(..) => !state.held.is_empty(),
+        }
+    }
+
+    /// Whether all members have left.
+    pub(crate) fn is_left(&self) -> bool {
+        self.state.lock().members.is_empty()
+    }
+
+    /// Whether there is nothing more to know of it.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.is_left() && !self.is_stopping(now)
     }
 
     /// Whether another request may wait.
@@ -361,8 +394,8 @@ impl Desk {
         is_deserted
     }
 
-    /// Forgets a member; what it holds goes back. `true` says that it was the last.
-    pub(crate) fn leave(&self, number: usize) -> bool {
+    /// Forgets a member; what it holds goes back.
+    pub(crate) fn leave(&self, number: usize, now: Instant) {
         let mut state = self.state.lock();
         let held: Vec<_> = state
             .held
@@ -383,11 +416,12 @@ impl Desk {
                 }),
             }
         }
-        let is_empty = state.members.is_empty();
+        if state.members.is_empty() {
+            state.left = Some(now);
+        }
         let wakers = state.wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-        is_empty
     }
 }
 
@@ -528,12 +562,12 @@ mod tests {
         let mut waiting = desk.put(message(), None).unwrap();
         assert_eq!(take(&desk, one, 1).unwrap().len(), 1);
         assert!(!desk.stop(one));
-        desk.leave(one);
+        desk.leave(one, Instant::now());
         assert!(waiting.try_recv().is_err());
         assert_eq!(take(&desk, other, 1).unwrap().len(), 1);
         assert!(desk.stop(other));
         assert!(take(&desk, other, 1).is_none());
-        desk.leave(other);
+        desk.leave(other, Instant::now());
         assert_eq!(
             waiting.try_recv().unwrap_err(),
             oneshot::error::TryRecvError::Closed

@@ -29,19 +29,35 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Opens a part; requests reach it from now on.
+    /// Opens parts: all of them before anybody comes to our door, who would be told that nobody listens.
     pub(crate) async fn open(
+        connection: &Arc<Connection>,
+        wanted: impl Iterator<Item = (Purpose, usize)>,
+    ) -> Vec<Result<Arc<Self>, Error>> {
+        let parts = wanted.map(|(purpose, window)| Self::place(connection, purpose, window));
+        let parts: Vec<_> = parts.collect();
+        let mut opened = Vec::with_capacity(parts.len());
+        for part in parts {
+            opened.push(match part {
+                Ok(part) => connection.listen().await.map(|()| part),
+                Err(error) => Err(error),
+            });
+        }
+        opened
+    }
+
+    fn place(
         connection: &Arc<Connection>,
         purpose: Purpose,
         window: usize,
     ) -> Result<Arc<Self>, Error> {
         connection.check_open()?;
-        let hub = connection.listen().await?;
+        let hub = Arc::clone(connection.home()?);
         let bound = match purpose.is_fleeting() {
             true => connection.config.buffer,
             false => connection.config.backlog,
         };
-        let (desk, number) = hub.board.open(purpose, bound)?;
+        let (desk, number) = hub.board.open(purpose, bound, connection.clock.now())?;
         let part = Arc::new_cyclic(|this| Self {
             connection: Arc::clone(connection),
             hub,
@@ -105,7 +121,8 @@ impl Part {
     /// Ends it: what it holds goes back.
     pub(crate) fn end(&self) {
         self.stop();
-        self.hub.board.leave(&self.desk, self.number);
+        let now = self.connection.clock.now();
+        self.hub.board.leave(&self.desk, self.number, now);
         for cutter in std::mem::take(&mut *self.cutters.lock()) {
             cutter.cut();
         }

@@ -297,7 +297,7 @@ impl Connection {
             told = letter
                 .trail()
                 .is_some_and(|trail| hub.board.fail(letter, trail));
-            if let Destination::Event(copies) = hub.board.find(letter.subject()) {
+            if let Destination::Event(copies) = hub.board.find(letter.subject(), self.clock.now()) {
                 for desk in copies {
                     heard |= desk.leave_behind(letter.clone());
                 }

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -102,12 +102,13 @@ pub(crate) struct Hub {
 #[derive(Default)]
 struct House {
     seats: usize,
+    /// How many of them are about to be given up.
+    closing: usize,
     running: Option<Running>,
 }
 
 /// A server that runs. It ends with this.
 struct Running {
-    health: HealthReporter,
     /// Asks clients to go, and ends when they have.
     stop: CancellationToken,
     /// Ends what is left.
@@ -131,9 +132,19 @@ impl Drop for Running {
 pub(crate) struct Seat {
     hub: Arc<Hub>,
     is_taken: bool,
+    is_closing: bool,
 }
 
 impl Seat {
+    /// Tells that the seat is about to be given up. Once all are, nobody is told any more that nobody listens.
+    pub(crate) fn prepare(&mut self) {
+        if !std::mem::replace(&mut self.is_closing, true) {
+            let mut house = self.hub.house.lock();
+            house.closing += 1;
+            self.hub.board.set_closing(house.closing == house.seats);
+        }
+    }
+
     /// Ends one user's part, and with the last the server: clients are asked to go, and what is under way may take `grace`.
     /// `false` says that it took longer and was cut off.
     pub(crate) async fn release(mut self, grace: Duration) -> bool {
@@ -142,10 +153,6 @@ impl Seat {
         let Some(mut ending) = self.leave() else {
             return true;
         };
-        ending
-            .health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
         ending.stop.cancel();
         let _ = (&mut ending.closed).await;
         // Whoever comes next may listen while the last requests end.
@@ -174,6 +181,8 @@ impl Seat {
         }
         let mut house = self.hub.house.lock();
         house.seats -= 1;
+        house.closing -= usize::from(self.is_closing);
+        self.hub.board.set_closing(house.closing == house.seats);
         match house.seats {
             0 => house.running.take(),
             _ => None,
@@ -213,9 +222,11 @@ impl Hub {
 
     fn sit(self: &Arc<Self>, house: &mut House) -> Seat {
         house.seats += 1;
+        self.board.set_closing(false);
         Seat {
             hub: Arc::clone(self),
             is_taken: true,
+            is_closing: false,
         }
     }
 
@@ -268,10 +279,13 @@ impl Hub {
             .map_err(|error| named(cannot_listen(error)))?;
         let sockets = Sockets::new(listener, self.config.max_connections, cut.clone(), open);
         let stopping = stop.clone().cancelled_owned();
+        let telling = tell(self.board.open_news(), health);
         let task = runtime.spawn(async move {
-            let served = server
-                .serve_with_incoming_shutdown(services, sockets, stopping)
-                .await;
+            let serving = server.serve_with_incoming_shutdown(services, sockets, stopping);
+            let served = tokio::select! {
+                served = serving => served,
+                () = telling => return,
+            };
             if let Err(error) = served {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
@@ -279,10 +293,8 @@ impl Hub {
                 );
             }
         });
-        health.set_service_status("", ServingStatus::Serving).await;
         tracing::info!(address = %self.listen, "listening for gRPC");
         Ok(Running {
-            health,
             stop,
             cut,
             admitted,
@@ -323,6 +335,20 @@ fn health() -> (HealthReporter, HealthProbe) {
     let service = HealthService::from_health_reporter(reporter.clone());
     let probe = tonic_health::pb::health_server::HealthServer::new(service);
     (reporter, probe)
+}
+
+/// Tells probes whether anybody takes requests: who stops is left out while it ends what it has begun.
+async fn tell(mut open: watch::Receiver<bool>, health: HealthReporter) {
+    loop {
+        let status = match *open.borrow_and_update() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status("", status).await;
+        if open.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 type HealthProbe = tonic_health::pb::health_server::HealthServer<HealthService>;
@@ -442,10 +468,11 @@ impl Front {
         let Some(subject) = names::subject(path) else {
             return Status::unimplemented("no handler answers this method").into_http();
         };
-        match self.board.find(&subject) {
+        match self.board.find(&subject, self.clock.now()) {
             Destination::Nobody => {
                 Status::unimplemented("no handler answers this method").into_http()
             }
+            Destination::Stopping => stopping().into_http(),
             Destination::Call(desk) => self.unary(Unary::Call(desk), subject, request).await,
             Destination::Event(copies) => self.unary(Unary::Event(copies), subject, request).await,
             Destination::Stream(desk, items) => {
@@ -553,7 +580,6 @@ async fn call(
 
 /// Puts a request down and waits for its answer.
 async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result<Message, Status> {
-    let stopped = || errors::not_begun(Code::Unavailable, "the service is stopping");
     if !desk.has_room() {
         metrics::counter!("anywire.grpc.shed").increment(1);
         return Err(errors::not_begun(
@@ -561,12 +587,16 @@ async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result
             "too many calls wait for this handler",
         ));
     }
-    let waiting = desk.put(message, deadline).ok_or_else(stopped)?;
+    let waiting = desk.put(message, deadline).ok_or_else(stopping)?;
     match waiting.await {
         Ok(Answer::Reply(reply)) => Ok(reply),
         Ok(Answer::Abandoned | Answer::Done | Answer::Failed(_)) => Err(unaccepted()),
-        Err(_) => Err(stopped()),
+        Err(_) => Err(stopping()),
     }
+}
+
+fn stopping() -> Status {
+    errors::not_begun(Code::Unavailable, "the service is stopping")
 }
 
 fn respond(reply: &Message) -> Result<Response<Bytes>, Status> {
@@ -610,10 +640,7 @@ async fn event(
     }
     if given_back {
         // Sent again, it finds another instance; what the other subscriptions have done they do again.
-        return Err(errors::not_begun(
-            Code::Unavailable,
-            "the service is stopping",
-        ));
+        return Err(stopping());
     }
     match failed {
         Some(trail) => Err(errors::event_failed(&trail)),

@@ -363,24 +363,32 @@ impl Connection {
         self.hub.as_ref()
     }
 
-    /// Our server, listening.
+    /// Our server.
     ///
     /// # Errors
     /// `Config` where the URL does not say where.
-    pub(crate) async fn listen(&self) -> Result<Arc<Hub>, Error> {
-        let Some(hub) = &self.hub else {
+    pub(crate) fn home(&self) -> Result<&Arc<Hub>, Error> {
+        self.hub.as_ref().ok_or_else(|| {
             let name = &self.transport.name;
-            return Err(Error::config(format!(
+            Error::config(format!(
                 "transport \"{name}\" has handlers and does not say where to listen; add ?listen=0.0.0.0:50051 to its URL"
-            )));
-        };
+            ))
+        })
+    }
+
+    /// Listens, if we do not yet.
+    ///
+    /// # Errors
+    /// As [`home`](Self::home), and where the address is not to be had.
+    pub(crate) async fn listen(&self) -> Result<(), Error> {
+        let hub = self.home()?;
         let mut seat = self.seat.lock().await;
         if seat.is_none() {
             self.check_open()?;
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
             *seat = Some(hub.retain(&runtime).await?);
         }
-        Ok(Arc::clone(hub))
+        Ok(())
     }
 
     /// Who answers calls.
@@ -454,13 +462,15 @@ impl Connection {
                     );
                 }
                 Err(error) => {
-                    // Who is told that nobody listens is told more than who is told that another does not answer.
+                    // That one has no such handler says nothing of another that cannot be reached.
                     return Err(match last {
-                        Some(last) => last,
-                        None if group.is_self && error.kind() == ErrorKind::Unavailable => {
+                        Some(Verdict::NotBegun(told)) if told.kind() != ErrorKind::NoRoute => {
+                            Verdict::NotBegun(told)
+                        }
+                        _ if group.is_self && error.kind() == ErrorKind::Unavailable => {
                             Verdict::NotBegun(Error::no_responder(subject).with_source(error))
                         }
-                        None => Verdict::NotSent(error.with_context("subject", subject)),
+                        _ => Verdict::NotSent(error.with_context("subject", subject)),
                     });
                 }
             };
@@ -567,6 +577,9 @@ impl Connection {
             return Ok(());
         }
         let deadline = self.clock.now() + grace;
+        if let Some(seat) = &mut *self.seat.lock().await {
+            seat.prepare();
+        }
         // No more requests; those that are under way end first.
         let all = u32::try_from(self.config.max_in_flight.min(Semaphore::MAX_PERMITS))
             .unwrap_or(u32::MAX);

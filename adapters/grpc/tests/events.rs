@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anywire::transport::Status;
 use anywire::{ErrorKind, Failure, Result, Route, Router};
-use anywire_conformance::rig::{Seen, soon, until};
+use anywire_conformance::rig::{Seen, soon, until, until_async};
 use anywire_conformance::trials;
-use support::{address, alone, app, caller};
+use support::{Gate, address, alone, app, caller, groups, is_serving, start};
 use tokio::sync::Notify;
 
 trials![
@@ -27,6 +27,9 @@ trials![
     the_instances_of_a_group_share_its_events,
     an_instance_that_stops_hands_its_events_to_another,
     an_emit_waits_for_a_peer_that_comes_in_time,
+    an_event_for_a_group_that_is_stopping_waits_for_its_next_instance,
+    no_accepted_event_is_lost_while_a_group_starts_and_stops,
+    a_group_whose_listener_may_be_out_of_reach_is_missed,
     a_dead_letter_is_heard_in_its_own_program,
     a_handler_that_waits_longer_than_the_emit_leaves_its_outcome_unknown,
 ];
@@ -314,6 +317,111 @@ async fn an_emit_waits_for_a_peer_that_comes_in_time() {
     soon("the receipt", emitting).await.unwrap().unwrap();
     assert_eq!(seen.count(), 1);
     for app in [shop, billing] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn an_event_for_a_group_that_is_stopping_waits_for_its_next_instance() {
+    let (billing, stock) = (address(), address());
+    let (charged, reserved) = (Seen::default(), Seen::default());
+    let one = Router::new().on_event("shop.placed", charged.handler());
+    let one = start("billing", &alone(billing), one).await;
+    // It has something to do, while it stops.
+    let gate = Gate::default();
+    let stocked = || Router::new().on_event("shop.placed", reserved.handler());
+    let other = stocked().on_call("stock.count", gate.handler());
+    let other = start("stock", &alone(stock), other).await;
+    let shop = groups(&[("billing", &[billing]), ("stock", &[stock])]);
+    let shop = start("shop", &shop, Router::new()).await;
+    let till = start("till", &caller(&[stock]), Router::new()).await;
+    assert!(is_serving(&till).await);
+
+    let client = till.client();
+    let counting = tokio::spawn(async move { client.request::<_, u64>("stock.count", &7).await });
+    soon("the handler", gate.begun.notified()).await;
+    let stopping = tokio::spawn(other.shutdown());
+    until_async("the news of it", async || !is_serving(&till).await).await;
+    let client = shop.client();
+    let emitting = tokio::spawn(async move { client.emit("shop.placed", &1).await });
+    until("the other group", || charged.count() == 1).await;
+    gate.open();
+    assert_eq!(soon("the count", counting).await.unwrap().unwrap(), 7);
+    soon("the end", stopping).await.unwrap().unwrap();
+    let other = start("stock", &alone(stock), stocked()).await;
+    soon("the receipt", emitting).await.unwrap().unwrap();
+    assert_eq!((charged.count(), reserved.count()), (1, 1));
+    for app in [shop, till, one, other] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn no_accepted_event_is_lost_while_a_group_starts_and_stops() {
+    let (billing, stock) = (address(), address());
+    let (charged, reserved) = (Seen::default(), Seen::default());
+    let one = Router::new().on_event("shop.placed", charged.handler());
+    let one = start("billing", &alone(billing), one).await;
+    let stocked = async || {
+        let router =
+            Router::new().on_call("stock.count", async |number: u64| Ok::<_, Failure>(number));
+        let router = router.on_event("shop.placed", reserved.handler());
+        start("stock", &alone(stock), router).await
+    };
+    let mut other = stocked().await;
+    let shop = groups(&[("billing", &[billing]), ("stock", &[stock])]);
+    let shop = start("shop", &shop, Router::new()).await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let emitting = (0..4_u64).map(|lane| {
+        let (client, is_over) = (shop.client(), Arc::clone(&is_over));
+        tokio::spawn(async move {
+            let mut accepted = Vec::new();
+            for number in (lane..).step_by(4) {
+                if is_over.load(Ordering::SeqCst) {
+                    break;
+                }
+                client.emit("shop.placed", &number).await.unwrap();
+                accepted.push(number);
+            }
+            accepted
+        })
+    });
+    let emitting: Vec<_> = emitting.collect();
+    for _ in 0..10 {
+        let before = reserved.count();
+        until("traffic", || reserved.count() > before + 50).await;
+        other.shutdown().await.unwrap();
+        other = stocked().await;
+    }
+    is_over.store(true, Ordering::SeqCst);
+    let mut accepted = Vec::new();
+    for lane in emitting {
+        accepted.extend(soon("its end", lane).await.unwrap());
+    }
+    let (charged, reserved) = (charged.distinct(), reserved.distinct());
+    accepted.retain(|number| !charged.contains(number) || !reserved.contains(number));
+    assert!(accepted.is_empty(), "lost: {accepted:?}");
+    for app in [shop, one, other] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn a_group_whose_listener_may_be_out_of_reach_is_missed() {
+    let (billing, stock, away) = (address(), address(), address());
+    let charged = Seen::default();
+    let one = Router::new().on_event("shop.placed", charged.handler());
+    let one = start("billing", &alone(billing), one).await;
+    // An instance of an older version, and a newer one that cannot be reached.
+    let other = Router::new().on_event("shop.counted", Seen::default().handler());
+    let other = start("stock", &alone(stock), other).await;
+    let shop = groups(&[("billing", &[billing]), ("stock", &[stock, away])]);
+    let shop = start("shop", &shop, Router::new()).await;
+    let client = shop.client();
+    let emit = client
+        .emit("shop.placed", &1)
+        .timeout(Duration::from_millis(500));
+    let error = emit.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert_eq!(error.context("group"), Some("stock"));
+    for app in [shop, one, other] {
         app.shutdown().await.unwrap();
     }
 }

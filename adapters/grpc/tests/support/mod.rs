@@ -4,15 +4,19 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use anywire::{App, Config};
+use anywire::{App, Config, Raw as Payload, Result, Router, RunningApp};
 use anywire_conformance::rig::free_port;
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use http::{HeaderMap, Response};
 use http_body::Frame;
+use tokio::sync::Notify;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
@@ -22,6 +26,11 @@ pub(crate) fn app(name: &str, toml: &str) -> App {
     App::new(name)
         .adapter(anywire_grpc::adapter())
         .config(Config::from_toml(toml).unwrap())
+}
+
+/// An app with this configuration and these handlers, started.
+pub(crate) async fn start(name: &str, toml: &str, router: Router) -> RunningApp {
+    app(name, toml).router(router).start().await.unwrap()
 }
 
 /// An address of this machine that nobody has.
@@ -38,6 +47,57 @@ pub(crate) fn alone(address: SocketAddr) -> String {
 pub(crate) fn caller(addresses: &[SocketAddr]) -> String {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!("url = 'grpc://{}'", addresses.join(","))
+}
+
+/// The configuration of who sends events to these groups.
+pub(crate) fn groups(groups: &[(&str, &[SocketAddr])]) -> String {
+    let mut config = "url = 'grpc://'\n[transports.main.grpc.groups]\n".to_owned();
+    for (name, addresses) in groups {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        writeln!(config, "{name} = {addresses:?}").unwrap();
+    }
+    config
+}
+
+/// Whether the server that this app calls says of itself that it serves.
+pub(crate) async fn is_serving(caller: &RunningApp) -> bool {
+    let client = caller.client();
+    // The request is an empty message of Protocol Buffers, and SERVING is 1.
+    let empty = Payload(Vec::new().into());
+    let check = client.request::<_, Payload>("grpc.health.v1.Health.Check", &empty);
+    match check.await.unwrap().0.as_ref() {
+        [0x08, 1] => true,
+        [0x08, 2] => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A call that is answered with its own number, once it is let through.
+#[derive(Clone, Default)]
+pub(crate) struct Gate {
+    pub(crate) begun: Arc<Notify>,
+    go: Arc<Notify>,
+}
+
+impl Gate {
+    pub(crate) fn handler(
+        &self,
+    ) -> impl Fn(u64) -> BoxFuture<'static, Result<u64>> + Clone + Send + Sync + 'static {
+        let gate = self.clone();
+        move |number| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                gate.begun.notify_one();
+                gate.go.notified().await;
+                Ok(number)
+            })
+        }
+    }
+
+    /// Lets one call through.
+    pub(crate) fn open(&self) {
+        self.go.notify_one();
+    }
 }
 
 /// A client that writes its frames itself.
