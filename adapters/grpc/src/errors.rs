@@ -79,6 +79,18 @@ pub(crate) fn refusal(error: &RemoteError) -> Status {
     Status::with_error_details(code_of(error), clip(error.message()), details)
 }
 
+/// The end of a stream whose sender went before it.
+pub(crate) fn given_up_by_sender() -> RemoteError {
+    RemoteError::new("cancelled", "the sender gave the stream up before its end")
+}
+
+/// As a status of the library's own side, which takes `CANCELLED` of a request for its end.
+pub(crate) fn given_up() -> Status {
+    let error = given_up_by_sender();
+    let details = ErrorDetails::with_error_info(error.code(), HANDLER, HashMap::new());
+    Status::with_error_details(Code::Aborted, error.message(), details)
+}
+
 /// The status of what our server cannot give to a handler now; nothing has begun.
 pub(crate) fn not_begun(code: Code, why: &str) -> Status {
     let details = ErrorDetails::with_error_info(NOT_BEGUN, SERVER, HashMap::new());

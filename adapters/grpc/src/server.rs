@@ -32,6 +32,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_service::Service;
 
+use crate::body::Upload;
 use crate::codec::Plain;
 use crate::config::{self, GrpcConfig};
 use crate::desk::{Answer, Desk};
@@ -501,7 +502,10 @@ impl Front {
             .max_decoding_message_size(self.max_payload)
             .max_encoding_message_size(self.max_payload);
         let mut response = match items {
-            true => grpc.streaming(attended, request).await,
+            true => {
+                let request = request.map(|items| Body::new(Upload(items)));
+                grpc.streaming(attended, request).await
+            }
             false => grpc.server_streaming(attended, request).await,
         };
         if let Some(NativeType(native)) = response.extensions_mut().remove() {

@@ -5,11 +5,13 @@ mod support;
 
 use std::time::Duration;
 
-use anywire::{ErrorKind, Raw as Payload, RemoteError, Result, Router, RunningApp};
+use anywire::{
+    ErrorKind, Failure, Inbound, Raw as Payload, RemoteError, Result, Router, RunningApp,
+};
 use anywire_conformance::rig::{Seen, resident, soon};
 use anywire_conformance::trials;
 use bytes::Bytes;
-use support::{Raw, address, alone, app, frame};
+use support::{Raw, address, alone, app, frame, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -23,6 +25,7 @@ trials![
     a_payload_over_the_limit_is_refused_before_the_socket_and_the_next_goes_through,
     who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers,
     too_many_requests_at_once_are_shed,
+    an_upload_that_is_given_up_is_no_end,
 ];
 
 async fn size(Payload(bytes): Payload) -> Result<usize> {
@@ -221,5 +224,61 @@ async fn too_many_requests_at_once_are_shed() {
         .count();
     assert!(late >= 2, "{kinds:?}");
     answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn an_upload_that_is_given_up_is_no_end() {
+    let at = address();
+    let (tell, mut told) = tokio::sync::mpsc::channel(8);
+    let count = move |mut numbers: Inbound<u64>| {
+        let tell = tell.clone();
+        async move {
+            loop {
+                let next = numbers.next().await;
+                let is_end = !matches!(next, Some(Ok(_)));
+                tell.send(next).await.unwrap();
+                if is_end {
+                    return Ok::<u64, Failure>(0);
+                }
+            }
+        }
+    };
+    let router = Router::new().on_stream("shop.count", count);
+    let shop = start("shop", &alone(at), router).await;
+    // All of it: this is an end.
+    let mut raw = Raw::new(at);
+    let answer = raw.send("/shop/count", &[], frame(b"7", 1));
+    assert_eq!(soon("the sum", answer).await.1.as_deref(), Some("0"));
+    assert_eq!(
+        soon("the item", told.recv())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap(),
+        7
+    );
+    assert!(soon("the end", told.recv()).await.unwrap().is_none());
+    // The first of it, and then a reset.
+    let mut raw = Raw::new(at);
+    let begun = tokio::spawn(async move { raw.begin("/shop/count", frame(b"7", 1)).await });
+    assert_eq!(
+        soon("the item", told.recv())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap(),
+        7
+    );
+    begun.abort();
+    let error = soon("the end", told.recv())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        error.as_remote().map(RemoteError::code),
+        Some("cancelled"),
+        "{error:?}"
+    );
     shop.shutdown().await.unwrap();
 }

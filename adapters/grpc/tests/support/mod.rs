@@ -127,10 +127,7 @@ impl Raw {
             request = request.header(*name, http::HeaderValue::from_bytes(value).unwrap());
         }
         let request = request.body(Body::new(OneFrame(Some(body)))).unwrap();
-        std::future::poll_fn(|cx| self.0.poll_ready(cx))
-            .await
-            .unwrap();
-        let response = self.0.call(request).await.unwrap();
+        let response = self.call(request).await;
         let code = response.status().as_u16();
         let said = trailers(response).await;
         let text = |name: &str| {
@@ -142,6 +139,25 @@ impl Raw {
             text("grpc-status"),
             text("grpc-message").unwrap_or_default(),
         )
+    }
+
+    /// Sends these bytes as the beginning of a body that never ends, and waits for an answer. Dropping the future resets the stream.
+    pub(crate) async fn begin(&mut self, path: &str, body: Bytes) -> Option<String> {
+        let request = http::Request::post(path)
+            .header("te", "trailers")
+            .header("content-type", "application/grpc+json");
+        let body = Body::new(OneFrameAndNoEnd(OneFrame(Some(body))));
+        let response = self.call(request.body(body).unwrap()).await;
+        let said = trailers(response).await;
+        let status = said.get("grpc-status")?;
+        status.to_str().ok().map(str::to_owned)
+    }
+
+    async fn call(&mut self, request: http::Request<Body>) -> Response<Body> {
+        std::future::poll_fn(|cx| self.0.poll_ready(cx))
+            .await
+            .unwrap();
+        self.0.call(request).await.unwrap()
     }
 }
 
@@ -179,5 +195,23 @@ impl http_body::Body for OneFrame {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+struct OneFrameAndNoEnd(OneFrame);
+
+impl http_body::Body for OneFrameAndNoEnd {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match Pin::new(&mut self.0).poll_frame(cx) {
+            // Nobody wakes it.
+            Poll::Ready(None) => Poll::Pending,
+            frame => frame,
+        }
     }
 }
