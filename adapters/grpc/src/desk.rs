@@ -324,11 +324,11 @@ impl Desk {
     /// As [`answer`](Self::answer).
     pub(crate) fn give_back(&self, number: usize, tag: Tag) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let (held, _) = state.release(number, tag).ok_or_else(stale)?;
+        let (held, waker) = state.release(number, tag).ok_or_else(stale)?;
         state.put_back(held.item);
         let wakers = state.wakers();
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        waker.into_iter().chain(wakers).for_each(Waker::wake);
         Ok(())
     }
 
@@ -508,6 +508,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
     use anywire::Subject;
     use futures::task::noop_waker;
 
@@ -540,6 +544,29 @@ mod tests {
         assert_eq!(stale.kind(), ErrorKind::Stale);
         desk.answer(number, again, Answer::Done).unwrap();
         assert!(matches!(waiting.try_recv(), Ok(Answer::Done)));
+    }
+
+    #[test]
+    fn who_gives_back_is_woken_to_take_again() {
+        #[derive(Default)]
+        struct Count(AtomicUsize);
+
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let desk = desk();
+        let number = desk.join();
+        let _waiting = desk.put(message(), None).unwrap();
+        let tag = take(&desk, number, 1).unwrap().remove(0).tag;
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let next = desk.poll_take(number, &Context::from_waker(&waker), 1, 8);
+        assert!(next.is_pending());
+        desk.give_back(number, tag).unwrap();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]
