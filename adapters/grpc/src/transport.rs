@@ -482,7 +482,7 @@ impl Connection {
             }
             let mut request = Request::new(message.payload().clone());
             *request.metadata_mut() = MetadataMap::from_headers(metadata);
-            // Dropped at the deadline: whether the peer lives is found out by connecting anew.
+            // Dropped at the deadline: whether the peer lives is found out by connecting anew, and asking.
             let silent = Silent {
                 group,
                 line: Some(&line),
@@ -527,7 +527,10 @@ impl Connection {
                     }
                 }
                 Verdict::Lost(error) => {
-                    group.pool.lost(&line);
+                    match error.kind() {
+                        ErrorKind::Timeout => group.pool.silent(&line),
+                        _ => group.pool.lost(&line),
+                    }
                     return Err(Verdict::Lost(error.with_context("peer", line.address())));
                 }
                 other => return Err(other),
@@ -634,7 +637,7 @@ impl Drop for Silent<'_> {
         if let Some(line) = self.line
             && self.clock.now() >= self.deadline
         {
-            self.group.pool.lost(line);
+            self.group.pool.silent(line);
         }
     }
 }

@@ -93,7 +93,10 @@ async fn one_silent_address_of_two_costs_no_call() {
             .timeout(Duration::from_millis(300));
         call.await.is_ok()
     };
-    until_async("an answer", answered).await;
+    until_async("a call without an answer", async || !answered().await).await;
+    for number in 0..40 {
+        assert!(answered().await, "call {number} after it");
+    }
     shop.shutdown().await.unwrap();
     caller.shutdown().await.unwrap();
 }
