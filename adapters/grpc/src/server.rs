@@ -466,7 +466,9 @@ impl Front {
                 .into_http();
         };
         let path = request.uri().path();
-        let Some(subject) = names::subject(path) else {
+        // What is ours alone, such as a dead letter, never comes from outside.
+        let subject = names::subject(path).filter(|subject| !subject.is_reserved());
+        let Some(subject) = subject else {
             return Status::unimplemented("no handler answers this method").into_http();
         };
         match self.board.find(&subject, self.clock.now()) {

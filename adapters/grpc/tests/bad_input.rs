@@ -26,6 +26,7 @@ trials![
     who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers,
     too_many_requests_at_once_are_shed,
     an_upload_that_is_given_up_is_no_end,
+    a_dead_letter_from_outside_is_no_dead_letter,
 ];
 
 async fn size(Payload(bytes): Payload) -> Result<usize> {
@@ -280,5 +281,24 @@ async fn an_upload_that_is_given_up_is_no_end() {
         Some("cancelled"),
         "{error:?}"
     );
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_dead_letter_from_outside_is_no_dead_letter() {
+    let at = address();
+    let letters = Seen::default();
+    let router = Router::new()
+        .on_call("shop.size", size)
+        .on_event("anywire.dead.billing", letters.handler());
+    let shop = start("shop", &alone(at), router).await;
+    let mut raw = Raw::new(at);
+    for path in ["/anywire.dead/billing", "/anywire%2Edead/billing"] {
+        let headers = [("anywire-attempt", b"3".as_slice())];
+        let answer = raw.send(path, &headers, frame(b"1", 1));
+        let (_, status, message) = soon("an answer", answer).await;
+        assert_eq!(status.as_deref(), Some("12"), "{path}: {message}");
+    }
+    assert_eq!(letters.count(), 0);
+    answers(&shop).await;
     shop.shutdown().await.unwrap();
 }
