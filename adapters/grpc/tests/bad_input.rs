@@ -11,7 +11,7 @@ use anywire::{
 use anywire_conformance::rig::{Seen, resident, soon};
 use anywire_conformance::trials;
 use bytes::Bytes;
-use support::{Raw, address, alone, app, frame, start};
+use support::{Raw, Unending, address, alone, app, frame, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -260,17 +260,12 @@ async fn an_upload_that_is_given_up_is_no_end() {
     );
     assert!(soon("the end", told.recv()).await.unwrap().is_none());
     // The first of it, and then a reset.
-    let mut raw = Raw::new(at);
-    let begun = tokio::spawn(async move { raw.begin("/shop/count", frame(b"7", 1)).await });
-    assert_eq!(
-        soon("the item", told.recv())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap(),
-        7
-    );
-    begun.abort();
+    let mut client = Unending::new(at).await;
+    let mut upload = client.begin("/shop/count").await;
+    upload.body.send_data(frame(b"7", 1), false).unwrap();
+    let item = soon("the item", told.recv()).await.unwrap();
+    assert_eq!(item.unwrap().unwrap(), 7);
+    upload.body.send_reset(h2::Reason::CANCEL);
     let error = soon("the end", told.recv())
         .await
         .unwrap()

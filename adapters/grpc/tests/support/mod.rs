@@ -14,9 +14,13 @@ use anywire::{App, Config, Raw as Payload, Result, Router, RunningApp};
 use anywire_conformance::rig::free_port;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Response};
 use http_body::Frame;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
@@ -141,23 +145,54 @@ impl Raw {
         )
     }
 
-    /// Sends these bytes as the beginning of a body that never ends, and waits for an answer. Dropping the future resets the stream.
-    pub(crate) async fn begin(&mut self, path: &str, body: Bytes) -> Option<String> {
-        let request = http::Request::post(path)
-            .header("te", "trailers")
-            .header("content-type", "application/grpc+json");
-        let body = Body::new(OneFrameAndNoEnd(OneFrame(Some(body))));
-        let response = self.call(request.body(body).unwrap()).await;
-        let said = trailers(response).await;
-        let status = said.get("grpc-status")?;
-        status.to_str().ok().map(str::to_owned)
-    }
-
     async fn call(&mut self, request: http::Request<Body>) -> Response<Body> {
         std::future::poll_fn(|cx| self.0.poll_ready(cx))
             .await
             .unwrap();
         self.0.call(request).await.unwrap()
+    }
+}
+
+/// A client that begins requests and does not end them.
+pub(crate) struct Unending {
+    requests: SendRequest<Bytes>,
+    connection: JoinHandle<()>,
+}
+
+/// A request that has begun.
+pub(crate) struct Begun {
+    pub(crate) answer: ResponseFuture,
+    pub(crate) body: SendStream<Bytes>,
+}
+
+impl Unending {
+    pub(crate) async fn new(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let (requests, connection) = h2::client::handshake(socket).await.unwrap();
+        // Its end is no matter.
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Self {
+            requests,
+            connection,
+        }
+    }
+
+    pub(crate) async fn begin(&mut self, path: &str) -> Begun {
+        std::future::poll_fn(|cx| self.requests.poll_ready(cx))
+            .await
+            .unwrap();
+        let request = http::Request::post(format!("http://shop{path}"))
+            .header("te", "trailers")
+            .header("content-type", "application/grpc+json");
+        let request = request.body(()).unwrap();
+        let (answer, body) = self.requests.send_request(request, false).unwrap();
+        Begun { answer, body }
+    }
+}
+
+impl Drop for Unending {
+    fn drop(&mut self) {
+        self.connection.abort();
     }
 }
 
@@ -195,23 +230,5 @@ impl http_body::Body for OneFrame {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
-    }
-}
-
-struct OneFrameAndNoEnd(OneFrame);
-
-impl http_body::Body for OneFrameAndNoEnd {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match Pin::new(&mut self.0).poll_frame(cx) {
-            // Nobody wakes it.
-            Poll::Ready(None) => Poll::Pending,
-            frame => frame,
-        }
     }
 }
