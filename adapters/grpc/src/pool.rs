@@ -307,19 +307,17 @@ impl Shared {
         let mut dialing = FuturesUnordered::<BoxFuture<'static, ()>>::new();
         let mut looking: Option<BoxFuture<'static, ()>> = Some(Arc::clone(&self).look_up().boxed());
         let mut looked = Instant::now();
-        let mut is_wanted = self.is_eager;
+        let mut is_wanted = false;
         loop {
             let next = self.dial_due(&mut dialing, is_wanted);
             is_wanted = false;
-            let mut wake = looked + self.resolve_every;
-            if let Some(next) = next {
-                wake = wake.min(next);
-            }
+            let again = looking.is_none().then(|| looked + self.resolve_every);
+            let wake = wake(next, again);
             tokio::select! {
                 () = async { match &mut looking { Some(look) => look.await, None => std::future::pending().await } } => {
                     looking = None;
                     looked = Instant::now();
-                    is_wanted = true;
+                    // Whoever waits for a connection says so again.
                     self.told();
                 }
                 Some(()) = dialing.next(), if !dialing.is_empty() => self.told(),
@@ -331,8 +329,8 @@ impl Shared {
                         looking = Some(Arc::clone(&self).look_up().boxed());
                     }
                 }
-                () = tokio::time::sleep_until(wake.into()) => {
-                    is_wanted = true;
+                () = wake => {
+                    is_wanted = next.is_some_and(|next| next <= Instant::now());
                     if looking.is_none() && looked.elapsed() >= self.resolve_every {
                         looking = Some(Arc::clone(&self).look_up().boxed());
                     }
@@ -441,6 +439,14 @@ impl Shared {
         drop(peers);
         *self.lookup_error.lock() = failed.into_values().next();
         self.lookups.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Ends when the next attempt is due, or when names are to be looked up again: never for what is under way already.
+async fn wake(attempt: Option<Instant>, lookup: Option<Instant>) {
+    match attempt.into_iter().chain(lookup).min() {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
