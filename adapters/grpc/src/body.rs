@@ -1,8 +1,12 @@
-//! The bodies of requests, told apart where the library does not: one that was given up has not ended.
+//! The bodies of requests, as the library does not read them: one that was given up has not ended, and none is waited for for ever.
 
+use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use anywire::clock::{Clock, Sleep};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame};
 use tonic::body::Body;
@@ -27,5 +31,48 @@ impl HttpBody for Upload {
             Some(Err(status)) if status.code() == Code::Cancelled => Some(Err(errors::given_up())),
             frame => frame,
         })
+    }
+}
+
+/// The one message of a request. It holds a place among the requests before it is there.
+pub(crate) struct Whole {
+    body: Body,
+    clock: Arc<dyn Clock>,
+    within: Duration,
+    /// From when it is waited for.
+    late: Option<Sleep>,
+}
+
+impl Whole {
+    pub(crate) fn new(body: Body, clock: &Arc<dyn Clock>, within: Duration) -> Self {
+        Self {
+            body,
+            clock: Arc::clone(clock),
+            within,
+            late: None,
+        }
+    }
+}
+
+impl HttpBody for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if frame.is_ready() {
+            return frame;
+        }
+        let (clock, within) = (&this.clock, this.within);
+        let late = this
+            .late
+            .get_or_insert_with(|| clock.sleep_until(clock.now() + within));
+        ready!(Pin::new(late).poll(cx));
+        let why = Status::deadline_exceeded("the request has not come in time");
+        Poll::Ready(Some(Err(why)))
     }
 }

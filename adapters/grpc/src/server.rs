@@ -32,7 +32,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_service::Service;
 
-use crate::body::Upload;
+use crate::body::{Upload, Whole};
 use crate::codec::Plain;
 use crate::config::{self, GrpcConfig};
 use crate::desk::{Answer, Desk};
@@ -46,6 +46,8 @@ use crate::wire;
 
 /// The most bytes of metadata in one message, in both directions.
 pub(crate) const MAX_METADATA: u32 = 128 * 1024;
+/// How many requests beyond those that we hold are heard, to be refused.
+const SPARE: usize = 256;
 /// How long clients without a request may take to go: one that is silent never does, and the library waits for it.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -248,6 +250,7 @@ impl Hub {
                 clock: Arc::clone(&self.clock),
                 admitted: Arc::clone(&admitted),
                 max_payload: self.config.max_payload,
+                patience: self.config.keep_alive + self.config.keep_alive_timeout,
             },
         };
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -259,7 +262,7 @@ impl Hub {
             .http2_max_header_list_size(MAX_METADATA)
             // Callers whose deadlines end together reset their streams together: that is no attack.
             .http2_max_pending_accept_reset_streams(Some(self.config.max_concurrent))
-            .max_concurrent_streams(u32::try_from(self.config.max_concurrent).unwrap_or(u32::MAX));
+            .max_concurrent_streams(streams(self.config.max_concurrent));
         if let Some(tls) = tls {
             server = server.tls_config(tls).map_err(|error| {
                 named(
@@ -278,7 +281,7 @@ impl Hub {
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|error| named(cannot_listen(error)))?;
-        let sockets = Sockets::new(listener, self.config.max_connections, cut.clone(), open);
+        let sockets = Sockets::new(listener, &self.config, cut.clone(), open);
         let stopping = stop.clone().cancelled_owned();
         let telling = tell(self.board.open_news(), health);
         let task = runtime.spawn(async move {
@@ -316,6 +319,11 @@ impl fmt::Debug for Hub {
             .field("board", &self.board)
             .finish_non_exhaustive()
     }
+}
+
+/// How many streams a client may open at once: more than we hold, as what is not even sent is refused by nobody and goes nowhere.
+fn streams(most: usize) -> u32 {
+    u32::try_from(most.saturating_add(SPARE)).unwrap_or(u32::MAX)
 }
 
 fn cannot_listen(error: std::io::Error) -> Error {
@@ -451,6 +459,8 @@ struct Front {
     clock: Arc<dyn Clock>,
     admitted: Arc<Semaphore>,
     max_payload: usize,
+    /// How long a request of one message may be on its way.
+    patience: Duration,
 }
 
 impl Front {
@@ -493,6 +503,10 @@ impl Front {
         }
     }
 
+    fn whole(&self, request: http::Request<Body>) -> http::Request<Body> {
+        request.map(|body| Body::new(Whole::new(body, &self.clock, self.patience)))
+    }
+
     /// Many answers to one request, or to many.
     async fn stream(
         &self,
@@ -508,7 +522,7 @@ impl Front {
                 let request = request.map(|items| Body::new(Upload(items)));
                 grpc.streaming(attended, request).await
             }
-            false => grpc.server_streaming(attended, request).await,
+            false => grpc.server_streaming(attended, self.whole(request)).await,
         };
         if let Some(NativeType(native)) = response.extensions_mut().remove() {
             response.headers_mut().insert(CONTENT_TYPE, native);
@@ -531,7 +545,7 @@ impl Front {
         let mut grpc = tonic::server::Grpc::new(Plain)
             .max_decoding_message_size(self.max_payload)
             .max_encoding_message_size(self.max_payload);
-        let mut response = grpc.unary(attended, request).await;
+        let mut response = grpc.unary(attended, self.whole(request)).await;
         if let Some(NativeType(native)) = response.extensions_mut().remove() {
             response.headers_mut().insert(CONTENT_TYPE, native);
         }

@@ -327,7 +327,7 @@ async fn an_event_for_a_group_that_is_stopping_waits_for_its_next_instance() {
     let one = Router::new().on_event("shop.placed", charged.handler());
     let one = start("billing", &alone(billing), one).await;
     // It has something to do, while it stops.
-    let gate = Gate::default();
+    let gate = Gate::new();
     let stocked = || Router::new().on_event("shop.placed", reserved.handler());
     let other = stocked().on_call("stock.count", gate.handler());
     let other = start("stock", &alone(stock), other).await;
@@ -338,13 +338,13 @@ async fn an_event_for_a_group_that_is_stopping_waits_for_its_next_instance() {
 
     let client = till.client();
     let counting = tokio::spawn(async move { client.request::<_, u64>("stock.count", &7).await });
-    soon("the handler", gate.begun.notified()).await;
+    gate.reached_by(1).await;
     let stopping = tokio::spawn(other.shutdown());
     until_async("the news of it", async || !is_serving(&till).await).await;
     let client = shop.client();
     let emitting = tokio::spawn(async move { client.emit("shop.placed", &1).await });
     until("the other group", || charged.count() == 1).await;
-    gate.open();
+    gate.open(1);
     assert_eq!(soon("the count", counting).await.unwrap().unwrap(), 7);
     soon("the end", stopping).await.unwrap().unwrap();
     let other = start("stock", &alone(stock), stocked()).await;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use anywire::{App, Config, Raw as Payload, Result, Router, RunningApp};
-use anywire_conformance::rig::free_port;
+use anywire_conformance::rig::{free_port, soon};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use h2::SendStream;
@@ -19,7 +19,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Response};
 use http_body::Frame;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
@@ -76,14 +76,22 @@ pub(crate) async fn is_serving(caller: &RunningApp) -> bool {
     }
 }
 
-/// A call that is answered with its own number, once it is let through.
-#[derive(Clone, Default)]
+/// A handler that answers with its own number, once it is let through.
+#[derive(Clone)]
 pub(crate) struct Gate {
-    pub(crate) begun: Arc<Notify>,
-    go: Arc<Notify>,
+    waiting: Arc<Semaphore>,
+    free: Arc<Semaphore>,
 }
 
 impl Gate {
+    pub(crate) fn new() -> Self {
+        let none = || Arc::new(Semaphore::new(0));
+        Self {
+            waiting: none(),
+            free: none(),
+        }
+    }
+
     pub(crate) fn handler(
         &self,
     ) -> impl Fn(u64) -> BoxFuture<'static, Result<u64>> + Clone + Send + Sync + 'static {
@@ -91,16 +99,22 @@ impl Gate {
         move |number| {
             let gate = gate.clone();
             Box::pin(async move {
-                gate.begun.notify_one();
-                gate.go.notified().await;
+                gate.waiting.add_permits(1);
+                gate.free.acquire().await.unwrap().forget();
                 Ok(number)
             })
         }
     }
 
-    /// Lets one call through.
-    pub(crate) fn open(&self) {
-        self.go.notify_one();
+    /// Waits until so many more have come to it.
+    pub(crate) async fn reached_by(&self, count: u32) {
+        let reached = self.waiting.acquire_many(count);
+        soon("the handlers", reached).await.unwrap().forget();
+    }
+
+    /// Lets so many through.
+    pub(crate) fn open(&self, count: usize) {
+        self.free.add_permits(count);
     }
 }
 
