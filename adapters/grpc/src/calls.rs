@@ -62,6 +62,7 @@ async fn call(
         Err(
             Verdict::NotBegun(error)
             | Verdict::NotSent(error)
+            | Verdict::GivenBack(error)
             | Verdict::Failed(error)
             | Verdict::Lost(error)
             | Verdict::Error(error),

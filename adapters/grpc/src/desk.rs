@@ -57,9 +57,11 @@ pub(crate) enum Answer {
     Failed(Box<Trail>),
     /// Whoever held the call left without an answer. It may have run, and is not run again.
     Abandoned,
+    /// Whoever held the event gave it back, and nobody is left to take it. A handler may have begun with it.
+    GivenBack,
 }
 
-/// A request that waits for its answer. An error says that nobody is left who could give it.
+/// A request that waits for its answer. An error says that nobody is left who could give it, and that nobody has had it.
 pub(crate) type Waiting = oneshot::Receiver<Answer>;
 
 /// The desk.
@@ -91,6 +93,20 @@ struct Item {
     deadline: Option<Instant>,
     /// `None` where nobody waits for an answer: at most once.
     answer: Option<oneshot::Sender<Answer>>,
+    /// Whether a member has had it.
+    was_held: bool,
+}
+
+impl Item {
+    /// Tells its sender that nobody is left.
+    fn hand_back(self) {
+        if let Some(answer) = self.answer
+            && self.was_held
+        {
+            // He may have given up.
+            let _ = answer.send(Answer::GivenBack);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -184,6 +200,7 @@ impl Desk {
             message,
             deadline,
             answer: Some(answer),
+            was_held: false,
         };
         // Where the last who was here left a moment ago, the answer goes with the item.
         self.state
@@ -200,6 +217,7 @@ impl Desk {
             message,
             deadline: None,
             answer: None,
+            was_held: false,
         };
         let mut state = self.state.lock();
         if !state.is_open() {
@@ -272,7 +290,10 @@ impl Desk {
                     let held = Held {
                         serial,
                         member: number,
-                        item,
+                        item: Item {
+                            was_held: true,
+                            ..item
+                        },
                         failed: None,
                     };
                     Tag {
@@ -388,8 +409,7 @@ impl Desk {
             false => VecDeque::new(),
         };
         drop(state);
-        // Their senders learn it by the end of the channel.
-        drop(orphans);
+        orphans.into_iter().for_each(Item::hand_back);
         wakers.into_iter().for_each(Waker::wake);
         is_deserted
     }
@@ -474,6 +494,8 @@ impl State {
         if self.is_open() {
             self.bytes += item.message.byte_len();
             self.waiting.push_front(item);
+        } else {
+            item.hand_back();
         }
     }
 
@@ -587,18 +609,20 @@ mod tests {
         let desk = desk();
         let (one, other) = (desk.join(), desk.join());
         let mut waiting = desk.put(message(), None).unwrap();
+        let mut unseen = desk.put(message(), None).unwrap();
         assert_eq!(take(&desk, one, 1).unwrap().len(), 1);
         assert!(!desk.stop(one));
         desk.leave(one, Instant::now());
         assert!(waiting.try_recv().is_err());
         assert_eq!(take(&desk, other, 1).unwrap().len(), 1);
         assert!(desk.stop(other));
-        assert!(take(&desk, other, 1).is_none());
-        desk.leave(other, Instant::now());
         assert_eq!(
-            waiting.try_recv().unwrap_err(),
+            unseen.try_recv().unwrap_err(),
             oneshot::error::TryRecvError::Closed
         );
+        assert!(take(&desk, other, 1).is_none());
+        desk.leave(other, Instant::now());
+        assert!(matches!(waiting.try_recv(), Ok(Answer::GivenBack)));
     }
 
     #[test]

@@ -27,6 +27,8 @@ const HANDLER: &str = "anywire";
 const SERVER: &str = "anywire-server";
 /// The reason of a status that says that no handler has begun: another server may be asked.
 const NOT_BEGUN: &str = "not_begun";
+/// The reason of an event that was not handled to its end, and may have begun.
+const GIVEN_BACK: &str = "given_back";
 /// The reason of an event that a handler has failed for good.
 const FAILED: &str = "event_failed";
 /// The largest details that travel, as text: they are metadata, which peers bound.
@@ -97,6 +99,13 @@ pub(crate) fn not_begun(code: Code, why: &str) -> Status {
     Status::with_error_details(code, why, details)
 }
 
+/// The status of an event that a service which is stopping did not end.
+pub(crate) fn given_back() -> Status {
+    let details = ErrorDetails::with_error_info(GIVEN_BACK, SERVER, HashMap::new());
+    let why = "the service is stopping and has not handled the event to its end";
+    Status::with_error_details(Code::Unavailable, why, details)
+}
+
 /// The status of an event that a handler has failed for good, with all that is known of its end.
 pub(crate) fn event_failed(trail: &Trail) -> Status {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -154,6 +163,8 @@ pub(crate) enum Verdict {
     NotBegun(Error),
     /// There was no connection, so that nothing was sent. Another peer may be asked.
     NotSent(Error),
+    /// An event was not handled to its end, and a handler may have begun.
+    GivenBack(Error),
     /// An event has been handled, in vain.
     Failed(Error),
     /// The connection ended, or nothing came in time: the handler may have run.
@@ -179,10 +190,11 @@ pub(crate) fn verdict(status: Status, subject: &Subject) -> Verdict {
         return Verdict::Refused(error);
     }
     if let Some(info) = by(SERVER) {
-        if info.reason == FAILED {
-            return Verdict::Failed(failed(&status, &info.metadata));
-        }
-        return Verdict::NotBegun(of_foreign(status, subject));
+        return match info.reason.as_str() {
+            FAILED => Verdict::Failed(failed(&status, &info.metadata)),
+            NOT_BEGUN => Verdict::NotBegun(of_foreign(status, subject)),
+            _ => Verdict::GivenBack(of_foreign(status, subject)),
+        };
     }
     if status.code() == Code::Cancelled && status.message() == EXPIRED {
         return Verdict::Error(Error::call_timeout(subject).with_source(status));

@@ -610,7 +610,9 @@ async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result
     let waiting = desk.put(message, deadline).ok_or_else(stopping)?;
     match waiting.await {
         Ok(Answer::Reply(reply)) => Ok(reply),
-        Ok(Answer::Abandoned | Answer::Done | Answer::Failed(_)) => Err(unaccepted()),
+        Ok(Answer::Abandoned | Answer::GivenBack | Answer::Done | Answer::Failed(_)) => {
+            Err(unaccepted())
+        }
         Err(_) => Err(stopping()),
     }
 }
@@ -649,18 +651,21 @@ async fn event(
         .iter()
         .map(|desk| desk.put(message.clone(), deadline));
     let waiting: SmallVec<[_; 2]> = puts.flatten().collect();
-    let mut given_back = false;
+    let (mut has_begun, mut is_whole) = (false, true);
     let mut failed = None;
     for answer in join_all(waiting).await {
+        has_begun |= answer.is_ok();
         match answer {
             Ok(Answer::Done | Answer::Reply(_)) => {}
             Ok(Answer::Failed(trail)) => failed = failed.or(Some(trail)),
-            Ok(Answer::Abandoned) | Err(_) => given_back = true,
+            Ok(Answer::Abandoned | Answer::GivenBack) | Err(_) => is_whole = false,
         }
     }
-    if given_back {
-        // Sent again, it finds another instance; what the other subscriptions have done they do again.
-        return Err(stopping());
+    // Sent again, it finds another instance; what the other subscriptions have done they do again.
+    match is_whole {
+        false if has_begun => return Err(errors::given_back()),
+        false => return Err(stopping()),
+        true => {}
     }
     match failed {
         Some(trail) => Err(errors::event_failed(&trail)),

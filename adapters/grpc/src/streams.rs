@@ -217,7 +217,9 @@ async fn open_with_request(
                 return Err(error.with_context("peer", line.address()));
             }
             Verdict::Refused(error) => return Err(Error::remote(error)),
-            Verdict::Failed(error) | Verdict::Error(error) => return Err(error),
+            Verdict::GivenBack(error) | Verdict::Failed(error) | Verdict::Error(error) => {
+                return Err(error);
+            }
         }
     }
 }
@@ -415,6 +417,7 @@ fn end(status: Status, subject: &Subject, seen: u64) -> Error {
         Verdict::Refused(error) => Error::remote(error),
         Verdict::NotBegun(error)
         | Verdict::NotSent(error)
+        | Verdict::GivenBack(error)
         | Verdict::Failed(error)
         | Verdict::Lost(error)
         | Verdict::Error(error) => error.with_context("last", seen),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anywire::transport::Status;
-use anywire::{ErrorKind, Failure, Result, Route, Router};
+use anywire::{ErrorKind, Failure, Guarantee, Result, Route, Router};
 use anywire_conformance::rig::{Seen, soon, until, until_async};
 use anywire_conformance::trials;
 use support::{Gate, address, alone, app, caller, groups, is_serving, start};
@@ -26,6 +26,7 @@ trials![
     a_group_that_does_not_listen_is_not_missed,
     the_instances_of_a_group_share_its_events,
     an_instance_that_stops_hands_its_events_to_another,
+    what_was_begun_is_sent_again_where_it_must_not_be_lost_and_nowhere_else,
     an_emit_waits_for_a_peer_that_comes_in_time,
     an_event_for_a_group_that_is_stopping_waits_for_its_next_instance,
     no_accepted_event_is_lost_while_a_group_starts_and_stops,
@@ -294,6 +295,42 @@ async fn an_instance_that_stops_hands_its_events_to_another() {
     assert_eq!(all, (0..2_000).collect::<Vec<_>>());
     for app in [shop, second] {
         app.shutdown().await.unwrap();
+    }
+}
+
+async fn what_was_begun_is_sent_again_where_it_must_not_be_lost_and_nowhere_else() {
+    for (guarantee, again) in [(Guarantee::AtMostOnce, 0), (Guarantee::AtLeastOnce, 1)] {
+        let (here, there) = (address(), address());
+        let begun = Arc::new(Notify::new());
+        let tell = Arc::clone(&begun);
+        let never = move |_: u64| {
+            tell.notify_one();
+            std::future::pending::<Result<()>>()
+        };
+        let config = format!("grace = '100ms'\n{}", alone(here));
+        let first = Router::new().on_event("shop.placed", never);
+        let first = start("billing", &config, first).await;
+        let shop = start("shop", &caller(&[here, there]), Router::new()).await;
+        let client = shop.client();
+        let emit = async move { client.emit("shop.placed", &1).guarantee(guarantee).await };
+        let emitting = tokio::spawn(emit);
+        soon("the handler", begun.notified()).await;
+        let seen = Seen::default();
+        let second = Router::new().on_event("shop.placed", seen.handler());
+        let second = start("billing", &alone(there), second).await;
+        let status = shop.client().transport("main").unwrap().status();
+        until("both connections", || *status.borrow() == Status::Connected).await;
+        let error = first.shutdown().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+        let emitted = soon("its end", emitting).await.unwrap();
+        assert_eq!(seen.count(), again, "{emitted:?}");
+        if let Err(error) = emitted {
+            assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error:?}");
+            assert_eq!(again, 0);
+        }
+        for app in [shop, second] {
+            app.shutdown().await.unwrap();
+        }
     }
 }
 
