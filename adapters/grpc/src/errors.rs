@@ -37,6 +37,13 @@ const MAX_DETAILS: usize = 32 * 1024;
 const MAX_MESSAGE: usize = 1024;
 /// What a server of our library says at the deadline, under the wrong code.
 const EXPIRED: &str = "Timeout expired";
+/// How statuses begin that our library makes, without a cause, of an answer that broke off or is none. The handler may have run.
+const BROKEN_OFF: [&str; 4] = [
+    "protocol error: ",
+    "Missing response message",
+    "Unexpected EOF decoding stream",
+    "Content is compressed with",
+];
 /// What stands in the details of an error that may be tried again.
 const TRY_AGAIN: Duration = Duration::ZERO;
 
@@ -196,6 +203,13 @@ pub(crate) fn verdict(status: Status, subject: &Subject) -> Verdict {
             _ => Verdict::GivenBack(of_foreign(status, subject)),
         };
     }
+    let is_broken_off = |status: &Status| {
+        let mut texts = BROKEN_OFF.iter();
+        texts.any(|text| status.message().starts_with(text))
+    };
+    if info.is_none() && is_broken_off(&status) {
+        return Verdict::Lost(broken_off(status).with_context("subject", subject));
+    }
     if status.code() == Code::Cancelled && status.message() == EXPIRED {
         return Verdict::Error(Error::call_timeout(subject).with_source(status));
     }
@@ -289,6 +303,14 @@ fn disconnected(status: Status) -> Error {
     Error::new(
         ErrorKind::Disconnected,
         "the connection to the peer was lost; it is being made again",
+    )
+    .with_source(status)
+}
+
+fn broken_off(status: Status) -> Error {
+    Error::new(
+        ErrorKind::Disconnected,
+        "the peer's answer broke off, or is none of gRPC",
     )
     .with_source(status)
 }

@@ -13,7 +13,7 @@ use anywire::{
 use anywire_conformance::proxy::{Direction, Proxy};
 use anywire_conformance::rig::{Seen, soon, until, until_async};
 use anywire_conformance::trials;
-use support::{address, alone, app, caller};
+use support::{address, alone, app, caller, start};
 use tokio::net::TcpListener;
 
 trials![
@@ -25,6 +25,7 @@ trials![
     a_peer_that_falls_silent_is_taken_out_and_comes_back,
     a_peer_that_starts_again_is_found,
     an_instance_without_the_handler_passes_the_call_on,
+    an_answer_that_breaks_off_is_a_loss_and_nobody_else_is_asked,
     a_refusal_comes_back_whole,
     the_deadline_and_the_headers_travel,
     health_is_told_to_whoever_asks,
@@ -236,6 +237,56 @@ async fn an_instance_without_the_handler_passes_the_call_on() {
     assert_eq!(error.kind(), ErrorKind::NoRoute, "{error:?}");
     for app in [caller, one, other] {
         app.shutdown().await.unwrap();
+    }
+}
+
+/// A server that answers each request with headers, which name this encoding, and no status.
+async fn half_a_server(encoding: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let mut requests = h2::server::handshake(socket).await.unwrap();
+            tokio::spawn(async move {
+                while let Some(Ok((_, mut answer))) = requests.accept().await {
+                    let response = http::Response::builder()
+                        .header("content-type", "application/grpc+json")
+                        .header("grpc-encoding", encoding);
+                    let response = response.body(()).unwrap();
+                    answer.send_response(response, true).unwrap();
+                }
+            });
+        }
+    });
+    at
+}
+
+async fn an_answer_that_breaks_off_is_a_loss_and_nobody_else_is_asked() {
+    for encoding in ["identity", "gzip"] {
+        let half = half_a_server(encoding).await;
+        let whole = address();
+        let asked = Seen::default();
+        let handler = asked.handler();
+        let count = move |number: u64| {
+            let seen = handler(number);
+            async move { seen.await.map(|()| number) }
+        };
+        let till = start("till", &caller(&[half, whole]), Router::new()).await;
+        let client = till.client();
+        // Nobody else is there yet, so that this one is asked.
+        let calling = tokio::spawn(async move { client.request::<_, u64>("shop.count", &1).await });
+        let shop = start(
+            "shop",
+            &alone(whole),
+            Router::new().on_call("shop.count", count),
+        )
+        .await;
+        let error = soon("its end", calling).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected, "{error:?}");
+        assert_eq!(asked.count(), 0);
+        for app in [till, shop] {
+            app.shutdown().await.unwrap();
+        }
     }
 }
 
