@@ -14,7 +14,7 @@ use anywire::{
 use anywire_conformance::rig::{Seen, resident, soon, until};
 use anywire_conformance::trials;
 use bytes::Bytes;
-use support::{Gate, Raw, Unending, address, alone, app, caller, frame, start};
+use support::{Gate, Raw, Unending, address, alone, caller, frame, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -49,7 +49,7 @@ async fn service(config: &str) -> RunningApp {
         .on_call("shop.size", size)
         .on_call("shop.padding", padding)
         .on_event("shop.placed", Seen::default().handler());
-    app("shop", config).router(router).start().await.unwrap()
+    start("shop", config, router).await
 }
 
 /// It still answers.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anywire::{Error, ErrorKind, Result, Router, RunningApp};
 use anywire_conformance::rig::Authority;
 use anywire_conformance::trials;
-use support::{address, alone, app};
+use support::{address, alone, app, start};
 use tempfile::TempDir;
 
 trials![
@@ -49,7 +49,7 @@ impl House {
             "url = 'grpcs://?listen={at}'\n[transports.main.grpc]\nserver_cert = {cert:?}\nserver_key = {key:?}\n{more}"
         );
         let router = Router::new().on_call("shop.double", double);
-        let shop = app("shop", &config).router(router).start().await.unwrap();
+        let shop = start("shop", &config, router).await;
         (shop, at.port())
     }
 
@@ -64,7 +64,7 @@ async fn double(number: u64) -> Result<u64> {
 }
 
 async fn ask(config: &str) -> Result<u64, Error> {
-    let caller = app("till", config).start().await.unwrap();
+    let caller = start("till", config, Router::new()).await;
     let start = Instant::now();
     let call = caller.client();
     let answer = call
@@ -126,7 +126,7 @@ async fn a_client_without_the_certificate_that_is_asked_for_is_told() {
         at.port()
     );
     let router = Router::new().on_call("shop.double", double);
-    let shop = app("shop", &config).router(router).start().await.unwrap();
+    let shop = start("shop", &config, router).await;
     let with = format!("cert = {client_cert:?}\nkey = {client_key:?}");
     assert_eq!(ask(&house.caller(at.port(), &with)).await.unwrap(), 8);
     let error = ask(&house.caller(at.port(), "")).await.unwrap_err();
@@ -143,11 +143,7 @@ async fn a_plaintext_peer_that_is_asked_for_tls_is_told() {
     let house = House::new();
     let at = address();
     let router = Router::new().on_call("shop.double", double);
-    let shop = app("shop", &alone(at))
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let shop = start("shop", &alone(at), router).await;
     assert_config(&ask(&house.caller(at.port(), "")).await.unwrap_err());
     shop.shutdown().await.unwrap();
 }
