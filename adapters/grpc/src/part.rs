@@ -23,6 +23,7 @@ pub(crate) struct Part {
     number: usize,
     window: usize,
     is_stopped: AtomicBool,
+    has_left: AtomicBool,
     /// Ends the streams that were accepted here.
     cutters: Mutex<Vec<Cutter>>,
     tie: usize,
@@ -65,6 +66,7 @@ impl Part {
             number,
             window,
             is_stopped: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
             cutters: Mutex::default(),
             tie: connection.tie(std::sync::Weak::clone(this)),
         });
@@ -121,8 +123,11 @@ impl Part {
     /// Ends it: what it holds goes back.
     pub(crate) fn end(&self) {
         self.stop();
-        let now = self.connection.clock.now();
-        self.hub.board.leave(&self.desk, self.number, now);
+        // Another may have our number at the desk by now.
+        if !self.has_left.swap(true, Ordering::AcqRel) {
+            let now = self.connection.clock.now();
+            self.hub.board.leave(&self.desk, self.number, now);
+        }
         for cutter in std::mem::take(&mut *self.cutters.lock()) {
             cutter.cut();
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anywire::transport::Status;
-use anywire::{ErrorKind, Failure, Guarantee, Result, Route, Router, RunningApp};
+use anywire::{App, Config, ErrorKind, Failure, Guarantee, Result, Route, Router, RunningApp};
 use anywire_conformance::rig::{Seen, soon, until, until_async};
 use anywire_conformance::trials;
 use support::{Gate, address, alone, app, caller, groups, is_serving, start};
@@ -32,6 +32,7 @@ trials![
     an_event_for_a_group_that_is_stopping_waits_for_its_next_instance,
     no_accepted_event_is_lost_while_a_group_starts_and_stops,
     a_group_whose_listener_may_be_out_of_reach_is_missed,
+    who_has_left_does_not_take_another_along,
     a_dead_letter_is_heard_in_its_own_program,
     a_handler_that_waits_longer_than_the_emit_leaves_its_outcome_unknown,
 ];
@@ -400,6 +401,41 @@ async fn a_group_whose_listener_may_be_out_of_reach_is_missed() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert_eq!(error.context("group"), Some("stock"));
     for app in [shop, one, other] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn who_has_left_does_not_take_another_along() {
+    let at = address();
+    let adapter = anywire_grpc::adapter();
+    let member = async |name| {
+        let app = App::new(name).adapter(adapter.clone());
+        let app = app.config(Config::from_toml(&alone(at)).unwrap());
+        app.start().await.unwrap()
+    };
+    let listen = async |app: &RunningApp| {
+        let client = app.client();
+        let events = client.subscribe::<u64>("shop.placed").group("billing");
+        events.await.unwrap()
+    };
+    let (one, two, three) = (
+        member("one").await,
+        member("two").await,
+        member("three").await,
+    );
+    let (first, second) = (listen(&one).await, listen(&two).await);
+    // Its transport is closed, and it is still there when the next one comes.
+    two.shutdown().await.unwrap();
+    let mut third = listen(&three).await;
+    drop(second);
+    drop(first);
+    let client = three.client();
+    let emitting = tokio::spawn(async move { client.emit("shop.placed", &7).await });
+    let event = soon("the event", third.next()).await.unwrap().unwrap();
+    assert_eq!(event.take().await.unwrap(), 7);
+    soon("the receipt", emitting).await.unwrap().unwrap();
+    drop(third);
+    for app in [one, three] {
         app.shutdown().await.unwrap();
     }
 }
