@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anywire::transport::Status;
 use anywire::{
-    Client, Error, ErrorKind, Failure, Inbound, Raw as Payload, RemoteError, Result, Router,
+    Client, Error, ErrorKind, Failure, Inbound, Raw as Payload, RemoteError, Result, Route, Router,
     RunningApp,
 };
 use anywire_conformance::rig::{Seen, resident, soon, until};
@@ -30,6 +30,7 @@ trials![
     who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers,
     too_many_requests_at_once_are_refused,
     what_one_instance_refuses_another_takes,
+    what_waits_for_a_handler_is_bounded,
     who_connects_and_says_nothing_is_hung_up_on,
     a_request_that_does_not_come_gives_its_place_up,
     an_upload_that_is_given_up_is_no_end,
@@ -265,6 +266,27 @@ async fn what_one_instance_refuses_another_takes() {
     for app in [till, narrow, wide] {
         app.shutdown().await.unwrap();
     }
+}
+
+async fn what_waits_for_a_handler_is_bounded() {
+    let gate = Gate::new();
+    let router = Router::new().route(Route::call("shop.wait", gate.handler()).concurrency(1));
+    let config = format!("{}\n[transports.main.grpc]\nbacklog = 1", alone(address()));
+    let shop = start("shop", &config, router).await;
+    // The handler has some, one waits, and the rest is too much.
+    let calls = calls(&shop.client(), 100);
+    let refused = || calls.iter().filter(|call| call.is_finished()).count();
+    until("the refusals", || refused() > 50).await;
+    gate.open(100);
+    let mut answered = 0;
+    for call in calls {
+        match soon("its end", call).await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}"),
+        }
+    }
+    assert!((2..50).contains(&answered), "{answered}");
+    shop.shutdown().await.unwrap();
 }
 
 async fn who_connects_and_says_nothing_is_hung_up_on() {

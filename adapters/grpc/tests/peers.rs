@@ -29,6 +29,8 @@ trials![
     health_is_told_to_whoever_asks,
     what_a_descriptor_set_says_is_told_by_reflection,
     who_ends_lets_running_calls_end,
+    a_connection_is_renewed_when_it_is_old,
+    an_address_has_as_many_connections_as_it_is_told,
     two_settings_at_one_address_stop_the_start,
 ];
 
@@ -398,6 +400,55 @@ async fn who_ends_lets_running_calls_end() {
     soon("the end", ending).await.unwrap().unwrap();
     assert_eq!(soon("the answer", call).await.unwrap().unwrap(), 7);
     caller.shutdown().await.unwrap();
+}
+
+async fn a_connection_is_renewed_when_it_is_old() {
+    let at = address();
+    let config = format!(
+        "{}\n[transports.main.grpc]\nmax_connection_age = '100ms'",
+        alone(at)
+    );
+    let shop = start(
+        "shop",
+        &config,
+        Router::new().on_call("shop.double", double),
+    )
+    .await;
+    let proxy = Proxy::start(at).await.unwrap();
+    let till = start("till", &caller(&[proxy.address()]), Router::new()).await;
+    let client = till.client();
+    // No call is lost over it.
+    let start = Instant::now();
+    while proxy.counters().accepted < 4 {
+        assert_eq!(
+            client.request::<_, u64>("shop.double", &4).await.unwrap(),
+            8
+        );
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "it is never asked to go"
+        );
+    }
+    for app in [till, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn an_address_has_as_many_connections_as_it_is_told() {
+    let at = address();
+    let shop = service(at).await;
+    let proxy = Proxy::start(at).await.unwrap();
+    let config = format!(
+        "{}\n[transports.main.grpc]\nconnections = 3",
+        caller(&[proxy.address()])
+    );
+    let till = start("till", &config, Router::new()).await;
+    until("the connections", || proxy.counters().open == 3).await;
+    all_answered(&till).await;
+    assert_eq!(proxy.counters().accepted, 3);
+    for app in [till, shop] {
+        app.shutdown().await.unwrap();
+    }
 }
 
 async fn two_settings_at_one_address_stop_the_start() {
