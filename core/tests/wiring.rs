@@ -3,13 +3,16 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anywire::clock::ManualClock;
 use anywire::memory::MemoryBroker;
+use anywire::pattern::publish_subscribe::{
+    Incoming, Spec, Start, Store, Stored, Subscriber, SubscriptionId,
+};
 use anywire::testing::TestApp;
 use anywire::{
-    App, Capabilities, Client, Config, Context, ErrorKind, Failure, FromDelivery, Guarantee,
+    App, Capabilities, Client, Config, Context, Error, ErrorKind, Failure, FromDelivery, Guarantee,
     Ignore, Layer, Next, Order, OrderScope, Output, Param, Parts, Result, Route, Router, State,
     Support, async_trait,
 };
@@ -467,4 +470,60 @@ async fn one_handler_answers_on_several_wires_and_each_side_says_which() {
     }
     app.shutdown().await.unwrap();
     assert!(heard.try_recv().is_err(), "each came once");
+}
+
+/// A wire that stores nothing opens its door with the first source: a call that comes too early is told so, an event would be lost.
+#[tokio::test]
+async fn events_are_listened_to_before_calls_are() {
+    static CALLER: OnceLock<Client> = OnceLock::new();
+    static EARLY: OnceLock<ErrorKind> = OnceLock::new();
+
+    #[derive(Debug)]
+    struct Early(Arc<dyn Subscriber>);
+
+    #[async_trait]
+    impl Subscriber for Early {
+        async fn subscribe(&self, specs: &[Spec]) -> Vec<Result<Box<dyn Incoming>, Error>> {
+            let call = CALLER.get().unwrap().request::<_, u32>("a.answer", &1);
+            EARLY.set(call.await.unwrap_err().kind()).unwrap();
+            self.0.subscribe(specs).await
+        }
+
+        async fn declare(&self, stores: &[Store]) -> Vec<Result<(), Error>> {
+            self.0.declare(stores).await
+        }
+
+        async fn stored(&self, group: &str) -> Result<Vec<Stored>, Error> {
+            self.0.stored(group).await
+        }
+
+        async fn reset(&self, id: &SubscriptionId, start: &Start) -> Result<(), Error> {
+            self.0.reset(id, start).await
+        }
+    }
+
+    let broker = MemoryBroker::new();
+    let on = |name| App::new(name).config(Config::from_toml("url = 'memory://'").unwrap());
+    let till = on("till").adapter(anywire::memory::adapter_on(&broker));
+    let till = till.start().await.unwrap();
+    CALLER.set(till.client()).unwrap();
+    let early = Altered {
+        subscriber: |inner| Arc::new(Early(inner)),
+        ..Altered::new(&broker)
+    };
+    let router = Router::new()
+        .on_call("a.answer", answer)
+        .on_event("a.b", ignore);
+    let shop = on("shop")
+        .adapter(early)
+        .router(router)
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(EARLY.get(), Some(&ErrorKind::NoRoute));
+    let call = till.client();
+    assert_eq!(call.request::<_, u32>("a.answer", &1).await.unwrap(), 1);
+    for app in [till, shop] {
+        app.shutdown().await.unwrap();
+    }
 }

@@ -62,6 +62,7 @@ async fn call(
         Err(
             Verdict::NotBegun(error)
             | Verdict::NotSent(error)
+            | Verdict::GivenBack(error)
             | Verdict::Failed(error)
             | Verdict::Lost(error)
             | Verdict::Error(error),
@@ -85,34 +86,33 @@ impl GrpcResponder {
     pub(crate) fn new(connection: Arc<Connection>) -> Self {
         Self { connection }
     }
+}
 
-    async fn open(&self, spec: &CallSpec) -> Result<Box<dyn IncomingCalls>, Error> {
-        let CallSpec {
-            pattern,
-            window,
-            // Of streaming calls alone.
-            items: _,
-        } = spec;
-        let purpose = Purpose::Calls(pattern.clone());
-        let part = Part::open(&self.connection, purpose, *window).await?;
-        let replies = Arc::new(Replies { part });
-        Ok(Box::new(GrpcCalls { replies }))
-    }
+/// What a specification asks for, and its window.
+fn wanted(spec: &CallSpec) -> (Purpose, usize) {
+    let CallSpec {
+        pattern,
+        window,
+        // Of streaming calls alone.
+        items: _,
+    } = spec;
+    (Purpose::Calls(pattern.clone()), *window)
 }
 
 #[async_trait]
 impl Responder for GrpcResponder {
     async fn serve(&self, specs: &[CallSpec]) -> Vec<Result<Box<dyn IncomingCalls>, Error>> {
-        let mut opened = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let served = self.open(spec).await;
-            opened.push(served.map_err(|error| {
-                error
-                    .with_operation("serve")
-                    .with_context("pattern", &spec.pattern)
-            }));
-        }
-        opened
+        let parts = Part::open(&self.connection, specs.iter().map(wanted)).await;
+        let opened = parts.into_iter().zip(specs).map(|(part, spec)| match part {
+            Ok(part) => {
+                let replies = Arc::new(Replies { part });
+                Ok(Box::new(GrpcCalls { replies }) as Box<dyn IncomingCalls>)
+            }
+            Err(error) => Err(error
+                .with_operation("serve")
+                .with_context("pattern", &spec.pattern)),
+        });
+        opened.collect()
     }
 }
 

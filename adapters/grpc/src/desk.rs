@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anywire::pattern::Tag;
 use anywire::pattern::publish_subscribe::{Guarantee, SubscriptionId};
@@ -16,6 +16,8 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
+/// How long a subscription whose last member has left counts as stopping: a program that ends shuts its door well before.
+const LINGER: Duration = Duration::from_secs(1);
 /// The most bytes that wait at one desk, however few the requests are.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
@@ -55,9 +57,11 @@ pub(crate) enum Answer {
     Failed(Box<Trail>),
     /// Whoever held the call left without an answer. It may have run, and is not run again.
     Abandoned,
+    /// Whoever held the event gave it back, and nobody is left to take it. A handler may have begun with it.
+    GivenBack,
 }
 
-/// A request that waits for its answer. An error says that nobody is left who could give it.
+/// A request that waits for its answer. An error says that nobody is left who could give it, and that nobody has had it.
 pub(crate) type Waiting = oneshot::Receiver<Answer>;
 
 /// The desk.
@@ -80,6 +84,8 @@ struct State {
     turn: usize,
     /// How many of those wait.
     fleeting: usize,
+    /// When the last member has left.
+    left: Option<Instant>,
 }
 
 struct Item {
@@ -87,6 +93,20 @@ struct Item {
     deadline: Option<Instant>,
     /// `None` where nobody waits for an answer: at most once.
     answer: Option<oneshot::Sender<Answer>>,
+    /// Whether a member has had it.
+    was_held: bool,
+}
+
+impl Item {
+    /// Tells its sender that nobody is left.
+    fn hand_back(self) {
+        if let Some(answer) = self.answer
+            && self.was_held
+        {
+            // He may have given up.
+            let _ = answer.send(Answer::GivenBack);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -134,6 +154,35 @@ impl Desk {
         self.state.lock().is_open()
     }
 
+    /// Whether those who took requests are about to go. What comes now is for another instance, or for later: a sender who is told
+    /// that nobody listens takes an event for delivered.
+    pub(crate) fn is_stopping(&self, now: Instant) -> bool {
+        let state = self.state.lock();
+        if state.is_open() {
+            return false;
+        }
+        match &self.purpose {
+            Purpose::Events(subscription, Guarantee::AtLeastOnce) => {
+                let is_kept = subscription.group.is_some();
+                is_kept && state.left.is_none_or(|left| now < left + LINGER)
+            }
+            // Nobody misses these.
+            Purpose::Events(_, Guarantee::AtMostOnce) => false,
+            // A call is lost nowhere: its caller is told.
+            Purpose::Calls(_) | Purpose::Streams(..) => !state.held.is_empty(),
+        }
+    }
+
+    /// Whether all members have left.
+    pub(crate) fn is_left(&self) -> bool {
+        self.state.lock().members.is_empty()
+    }
+
+    /// Whether there is nothing more to know of it.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.is_left() && !self.is_stopping(now)
+    }
+
     /// Whether another request may wait.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.state.lock();
@@ -151,6 +200,7 @@ impl Desk {
             message,
             deadline,
             answer: Some(answer),
+            was_held: false,
         };
         // Where the last who was here left a moment ago, the answer goes with the item.
         self.state
@@ -167,6 +217,7 @@ impl Desk {
             message,
             deadline: None,
             answer: None,
+            was_held: false,
         };
         let mut state = self.state.lock();
         if !state.is_open() {
@@ -239,7 +290,10 @@ impl Desk {
                     let held = Held {
                         serial,
                         member: number,
-                        item,
+                        item: Item {
+                            was_held: true,
+                            ..item
+                        },
                         failed: None,
                     };
                     Tag {
@@ -291,11 +345,11 @@ impl Desk {
     /// As [`answer`](Self::answer).
     pub(crate) fn give_back(&self, number: usize, tag: Tag) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let (held, _) = state.release(number, tag).ok_or_else(stale)?;
+        let (held, waker) = state.release(number, tag).ok_or_else(stale)?;
         state.put_back(held.item);
         let wakers = state.wakers();
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        waker.into_iter().chain(wakers).for_each(Waker::wake);
         Ok(())
     }
 
@@ -355,14 +409,13 @@ impl Desk {
             false => VecDeque::new(),
         };
         drop(state);
-        // Their senders learn it by the end of the channel.
-        drop(orphans);
+        orphans.into_iter().for_each(Item::hand_back);
         wakers.into_iter().for_each(Waker::wake);
         is_deserted
     }
 
-    /// Forgets a member; what it holds goes back. `true` says that it was the last.
-    pub(crate) fn leave(&self, number: usize) -> bool {
+    /// Forgets a member; what it holds goes back.
+    pub(crate) fn leave(&self, number: usize, now: Instant) {
         let mut state = self.state.lock();
         let held: Vec<_> = state
             .held
@@ -383,11 +436,12 @@ impl Desk {
                 }),
             }
         }
-        let is_empty = state.members.is_empty();
+        if state.members.is_empty() {
+            state.left = Some(now);
+        }
         let wakers = state.wakers();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-        is_empty
     }
 }
 
@@ -440,6 +494,8 @@ impl State {
         if self.is_open() {
             self.bytes += item.message.byte_len();
             self.waiting.push_front(item);
+        } else {
+            item.hand_back();
         }
     }
 
@@ -474,6 +530,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
     use anywire::Subject;
     use futures::task::noop_waker;
 
@@ -509,6 +569,29 @@ mod tests {
     }
 
     #[test]
+    fn who_gives_back_is_woken_to_take_again() {
+        #[derive(Default)]
+        struct Count(AtomicUsize);
+
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let desk = desk();
+        let number = desk.join();
+        let _waiting = desk.put(message(), None).unwrap();
+        let tag = take(&desk, number, 1).unwrap().remove(0).tag;
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let next = desk.poll_take(number, &Context::from_waker(&waker), 1, 8);
+        assert!(next.is_pending());
+        desk.give_back(number, tag).unwrap();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
     fn a_dead_letter_becomes_the_answer() {
         let desk = desk();
         let number = desk.join();
@@ -526,18 +609,20 @@ mod tests {
         let desk = desk();
         let (one, other) = (desk.join(), desk.join());
         let mut waiting = desk.put(message(), None).unwrap();
+        let mut unseen = desk.put(message(), None).unwrap();
         assert_eq!(take(&desk, one, 1).unwrap().len(), 1);
         assert!(!desk.stop(one));
-        desk.leave(one);
+        desk.leave(one, Instant::now());
         assert!(waiting.try_recv().is_err());
         assert_eq!(take(&desk, other, 1).unwrap().len(), 1);
         assert!(desk.stop(other));
-        assert!(take(&desk, other, 1).is_none());
-        desk.leave(other);
         assert_eq!(
-            waiting.try_recv().unwrap_err(),
+            unseen.try_recv().unwrap_err(),
             oneshot::error::TryRecvError::Closed
         );
+        assert!(take(&desk, other, 1).is_none());
+        desk.leave(other, Instant::now());
+        assert!(matches!(waiting.try_recv(), Ok(Answer::GivenBack)));
     }
 
     #[test]

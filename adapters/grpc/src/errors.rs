@@ -27,6 +27,8 @@ const HANDLER: &str = "anywire";
 const SERVER: &str = "anywire-server";
 /// The reason of a status that says that no handler has begun: another server may be asked.
 const NOT_BEGUN: &str = "not_begun";
+/// The reason of an event that was not handled to its end, and may have begun.
+const GIVEN_BACK: &str = "given_back";
 /// The reason of an event that a handler has failed for good.
 const FAILED: &str = "event_failed";
 /// The largest details that travel, as text: they are metadata, which peers bound.
@@ -35,6 +37,13 @@ const MAX_DETAILS: usize = 32 * 1024;
 const MAX_MESSAGE: usize = 1024;
 /// What a server of our library says at the deadline, under the wrong code.
 const EXPIRED: &str = "Timeout expired";
+/// How statuses begin that our library makes, without a cause, of an answer that broke off or is none. The handler may have run.
+const BROKEN_OFF: [&str; 4] = [
+    "protocol error: ",
+    "Missing response message",
+    "Unexpected EOF decoding stream",
+    "Content is compressed with",
+];
 /// What stands in the details of an error that may be tried again.
 const TRY_AGAIN: Duration = Duration::ZERO;
 
@@ -79,10 +88,29 @@ pub(crate) fn refusal(error: &RemoteError) -> Status {
     Status::with_error_details(code_of(error), clip(error.message()), details)
 }
 
+/// The end of a stream whose sender went before it.
+pub(crate) fn given_up_by_sender() -> RemoteError {
+    RemoteError::new("cancelled", "the sender gave the stream up before its end")
+}
+
+/// As a status of the library's own side, which takes `CANCELLED` of a request for its end.
+pub(crate) fn given_up() -> Status {
+    let error = given_up_by_sender();
+    let details = ErrorDetails::with_error_info(error.code(), HANDLER, HashMap::new());
+    Status::with_error_details(Code::Aborted, error.message(), details)
+}
+
 /// The status of what our server cannot give to a handler now; nothing has begun.
 pub(crate) fn not_begun(code: Code, why: &str) -> Status {
     let details = ErrorDetails::with_error_info(NOT_BEGUN, SERVER, HashMap::new());
     Status::with_error_details(code, why, details)
+}
+
+/// The status of an event that a service which is stopping did not end.
+pub(crate) fn given_back() -> Status {
+    let details = ErrorDetails::with_error_info(GIVEN_BACK, SERVER, HashMap::new());
+    let why = "the service is stopping and has not handled the event to its end";
+    Status::with_error_details(Code::Unavailable, why, details)
 }
 
 /// The status of an event that a handler has failed for good, with all that is known of its end.
@@ -105,6 +133,7 @@ fn code_of(error: &RemoteError) -> Code {
     match error.code() {
         RemoteError::INVALID_PAYLOAD => Code::InvalidArgument,
         RemoteError::TOO_LARGE => Code::OutOfRange,
+        RemoteError::EXPIRED => Code::DeadlineExceeded,
         code => match NAMES.iter().find(|(_, name)| *name == code) {
             Some((status, _)) => *status,
             None if error.is_retryable() => Code::Unavailable,
@@ -142,6 +171,8 @@ pub(crate) enum Verdict {
     NotBegun(Error),
     /// There was no connection, so that nothing was sent. Another peer may be asked.
     NotSent(Error),
+    /// An event was not handled to its end, and a handler may have begun.
+    GivenBack(Error),
     /// An event has been handled, in vain.
     Failed(Error),
     /// The connection ended, or nothing came in time: the handler may have run.
@@ -167,10 +198,18 @@ pub(crate) fn verdict(status: Status, subject: &Subject) -> Verdict {
         return Verdict::Refused(error);
     }
     if let Some(info) = by(SERVER) {
-        if info.reason == FAILED {
-            return Verdict::Failed(failed(&status, &info.metadata));
-        }
-        return Verdict::NotBegun(of_foreign(status, subject));
+        return match info.reason.as_str() {
+            FAILED => Verdict::Failed(failed(&status, &info.metadata)),
+            NOT_BEGUN => Verdict::NotBegun(of_foreign(status, subject)),
+            _ => Verdict::GivenBack(of_foreign(status, subject)),
+        };
+    }
+    let is_broken_off = |status: &Status| {
+        let mut texts = BROKEN_OFF.iter();
+        texts.any(|text| status.message().starts_with(text))
+    };
+    if info.is_none() && is_broken_off(&status) {
+        return Verdict::Lost(broken_off(status).with_context("subject", subject));
     }
     if status.code() == Code::Cancelled && status.message() == EXPIRED {
         return Verdict::Error(Error::call_timeout(subject).with_source(status));
@@ -265,6 +304,14 @@ fn disconnected(status: Status) -> Error {
     Error::new(
         ErrorKind::Disconnected,
         "the connection to the peer was lost; it is being made again",
+    )
+    .with_source(status)
+}
+
+fn broken_off(status: Status) -> Error {
+    Error::new(
+        ErrorKind::Disconnected,
+        "the peer's answer broke off, or is none of gRPC",
     )
     .with_source(status)
 }

@@ -23,25 +23,42 @@ pub(crate) struct Part {
     number: usize,
     window: usize,
     is_stopped: AtomicBool,
+    has_left: AtomicBool,
     /// Ends the streams that were accepted here.
     cutters: Mutex<Vec<Cutter>>,
     tie: usize,
 }
 
 impl Part {
-    /// Opens a part; requests reach it from now on.
+    /// Opens parts: all of them before anybody comes to our door, who would be told that nobody listens.
     pub(crate) async fn open(
+        connection: &Arc<Connection>,
+        wanted: impl Iterator<Item = (Purpose, usize)>,
+    ) -> Vec<Result<Arc<Self>, Error>> {
+        let parts = wanted.map(|(purpose, window)| Self::place(connection, purpose, window));
+        let parts: Vec<_> = parts.collect();
+        let mut opened = Vec::with_capacity(parts.len());
+        for part in parts {
+            opened.push(match part {
+                Ok(part) => connection.listen().await.map(|()| part),
+                Err(error) => Err(error),
+            });
+        }
+        opened
+    }
+
+    fn place(
         connection: &Arc<Connection>,
         purpose: Purpose,
         window: usize,
     ) -> Result<Arc<Self>, Error> {
         connection.check_open()?;
-        let hub = connection.listen().await?;
+        let hub = Arc::clone(connection.home()?);
         let bound = match purpose.is_fleeting() {
             true => connection.config.buffer,
             false => connection.config.backlog,
         };
-        let (desk, number) = hub.board.open(purpose, bound)?;
+        let (desk, number) = hub.board.open(purpose, bound, connection.clock.now())?;
         let part = Arc::new_cyclic(|this| Self {
             connection: Arc::clone(connection),
             hub,
@@ -49,6 +66,7 @@ impl Part {
             number,
             window,
             is_stopped: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
             cutters: Mutex::default(),
             tie: connection.tie(std::sync::Weak::clone(this)),
         });
@@ -105,7 +123,11 @@ impl Part {
     /// Ends it: what it holds goes back.
     pub(crate) fn end(&self) {
         self.stop();
-        self.hub.board.leave(&self.desk, self.number);
+        // Another may have our number at the desk by now.
+        if !self.has_left.swap(true, Ordering::AcqRel) {
+            let now = self.connection.clock.now();
+            self.hub.board.leave(&self.desk, self.number, now);
+        }
         for cutter in std::mem::take(&mut *self.cutters.lock()) {
             cutter.cut();
         }

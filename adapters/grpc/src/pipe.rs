@@ -179,8 +179,7 @@ impl Drop for Filling {
             _ if has_ended => {}
             Some(abort) => abort(),
             None => {
-                let error =
-                    RemoteError::new("cancelled", "the sender gave the stream up before its end");
+                let error = errors::given_up_by_sender();
                 self.pipe.flow.lock().finish(Err(errors::refusal(&error)));
             }
         }

@@ -1,6 +1,7 @@
 //! Connections to the instances of one service: looked up, connected and connected again by one task, taken in turn.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use tower_service::Service;
 
 use crate::codec::Plain;
@@ -91,6 +94,8 @@ struct State {
     began: Option<Instant>,
     failures: u32,
     error: Option<(ErrorKind, String)>,
+    /// Whether it has last been heard to say nothing: then a connection alone is no sign of life.
+    is_suspect: bool,
 }
 
 /// A connection that is up, to be used once.
@@ -190,11 +195,21 @@ impl Pool {
         self.shared.up(&Tried::new()).map(|line| line.channel)
     }
 
-    /// Takes note that a request found its connection gone, or no sign of life on it: it is made anew, which tells.
+    /// Takes note that a request found its connection gone: it is made anew.
     pub(crate) fn lost(&self, line: &Line) {
+        self.let_go(line, false);
+    }
+
+    /// Takes note that nothing was heard on a connection until a deadline: it is made anew, and used once its peer has said anything.
+    pub(crate) fn silent(&self, line: &Line) {
+        self.let_go(line, true);
+    }
+
+    fn let_go(&self, line: &Line, is_suspect: bool) {
         let mut state = line.peer.state.lock();
         if state.epoch == line.epoch {
             state.channel = None;
+            state.is_suspect = is_suspect;
             state.failures = 0;
             state.began = None;
             drop(state);
@@ -292,19 +307,17 @@ impl Shared {
         let mut dialing = FuturesUnordered::<BoxFuture<'static, ()>>::new();
         let mut looking: Option<BoxFuture<'static, ()>> = Some(Arc::clone(&self).look_up().boxed());
         let mut looked = Instant::now();
-        let mut is_wanted = self.is_eager;
+        let mut is_wanted = false;
         loop {
             let next = self.dial_due(&mut dialing, is_wanted);
             is_wanted = false;
-            let mut wake = looked + self.resolve_every;
-            if let Some(next) = next {
-                wake = wake.min(next);
-            }
+            let again = looking.is_none().then(|| looked + self.resolve_every);
+            let wake = wake(next, again);
             tokio::select! {
                 () = async { match &mut looking { Some(look) => look.await, None => std::future::pending().await } } => {
                     looking = None;
                     looked = Instant::now();
-                    is_wanted = true;
+                    // Whoever waits for a connection says so again.
                     self.told();
                 }
                 Some(()) = dialing.next(), if !dialing.is_empty() => self.told(),
@@ -316,8 +329,8 @@ impl Shared {
                         looking = Some(Arc::clone(&self).look_up().boxed());
                     }
                 }
-                () = tokio::time::sleep_until(wake.into()) => {
-                    is_wanted = true;
+                () = wake => {
+                    is_wanted = next.is_some_and(|next| next <= Instant::now());
                     if looking.is_none() && looked.elapsed() >= self.resolve_every {
                         looking = Some(Arc::clone(&self).look_up().boxed());
                     }
@@ -362,7 +375,11 @@ impl Shared {
     }
 
     async fn connect(self: Arc<Self>, peer: Arc<Peer>) {
-        let made = self.dial.connect(&peer).await;
+        let is_suspect = peer.state.lock().is_suspect;
+        let made = match self.dial.connect(&peer).await {
+            Ok(channel) if is_suspect => self.dial.listen(channel).await,
+            made => made,
+        };
         let mut state = peer.state.lock();
         state.is_dialing = false;
         match made {
@@ -371,6 +388,7 @@ impl Shared {
                 state.epoch += 1;
                 state.failures = 0;
                 state.error = None;
+                state.is_suspect = false;
             }
             Err(error) => {
                 state.failures = state.failures.saturating_add(1);
@@ -421,6 +439,14 @@ impl Shared {
         drop(peers);
         *self.lookup_error.lock() = failed.into_values().next();
         self.lookups.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Ends when the next attempt is due, or when names are to be looked up again: never for what is under way already.
+async fn wake(attempt: Option<Instant>, lookup: Option<Instant>) {
+    match attempt.into_iter().chain(lookup).min() {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -488,6 +514,20 @@ impl Dial {
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
                 "the peer takes connections and does not speak; does it listen with the same scheme?",
+            )),
+        }
+    }
+
+    /// Waits until the peer says anything, and be it that it does not know what it is asked.
+    async fn listen(&self, channel: Channel) -> Result<Channel, Error> {
+        let mut health = HealthClient::new(channel.clone());
+        let asked = health.check(HealthCheckRequest::default());
+        match tokio::time::timeout(self.config.connect_timeout, asked).await {
+            Ok(Err(status)) if status.source().is_some() => Err(errors::unreachable_peer(&status)),
+            Ok(_) => Ok(channel),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the peer takes connections and answers nothing",
             )),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anywire::{Message, MessageId};
+use anywire::{Message, MessageId, Subject};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use smol_str::SmolStr;
@@ -13,6 +13,13 @@ const MOST: usize = 4096;
 
 /// The groups that have taken an event.
 pub(crate) type Done = SmallVec<[SmolStr; 2]>;
+
+/// An event: the id that a sender gives is its own, and may come again under another subject.
+type Event = (Subject, MessageId);
+
+fn event(message: &Message) -> Option<Event> {
+    Some((message.subject().clone(), message.id()?.clone()))
+}
 
 /// What is remembered.
 #[derive(Debug, Default)]
@@ -24,29 +31,27 @@ pub(crate) struct Progress {
 
 #[derive(Debug, Default)]
 struct Events {
-    done: HashMap<MessageId, Done>,
-    oldest: VecDeque<MessageId>,
+    done: HashMap<Event, Done>,
+    oldest: VecDeque<Event>,
 }
 
 impl Progress {
     /// Who has taken the event before.
     pub(crate) fn done(&self, message: &Message) -> Done {
-        let Some(id) = message
-            .id()
-            .filter(|_| self.count.load(Ordering::Acquire) > 0)
-        else {
+        let Some(event) = self.if_any(message) else {
             return Done::new();
         };
-        self.events.lock().done.get(id).cloned().unwrap_or_default()
+        let events = self.events.lock();
+        events.done.get(&event).cloned().unwrap_or_default()
     }
 
     /// A group has taken the event.
     pub(crate) fn note(&self, message: &Message, group: &SmolStr) {
-        let Some(id) = message.id() else { return };
+        let Some(event) = event(message) else { return };
         let mut events = self.events.lock();
         let events = &mut *events;
-        let done = events.done.entry(id.clone()).or_insert_with(|| {
-            events.oldest.push_back(id.clone());
+        let done = events.done.entry(event.clone()).or_insert_with(|| {
+            events.oldest.push_back(event);
             Done::new()
         });
         if !done.contains(group) {
@@ -60,22 +65,24 @@ impl Progress {
         // Those that were forgotten are still in the queue.
         if events.oldest.len() > 2 * MOST {
             let done = &events.done;
-            events.oldest.retain(|id| done.contains_key(id));
+            events.oldest.retain(|event| done.contains_key(event));
         }
         self.count.store(events.done.len(), Ordering::Release);
     }
 
     /// Everybody has taken the event.
     pub(crate) fn forget(&self, message: &Message) {
-        let Some(id) = message
-            .id()
-            .filter(|_| self.count.load(Ordering::Acquire) > 0)
-        else {
+        let Some(event) = self.if_any(message) else {
             return;
         };
         let mut events = self.events.lock();
-        events.done.remove(id);
+        events.done.remove(&event);
         self.count.store(events.done.len(), Ordering::Release);
+    }
+
+    fn if_any(&self, message: &Message) -> Option<Event> {
+        let is_any = self.count.load(Ordering::Acquire) > 0;
+        is_any.then(|| event(message)).flatten()
     }
 }
 
@@ -98,6 +105,16 @@ mod tests {
         assert!(progress.done(&message(2)).is_empty());
         progress.forget(&message(1));
         assert!(progress.done(&message(1)).is_empty());
+    }
+
+    #[test]
+    fn an_id_may_come_again_under_another_subject() {
+        let progress = Progress::default();
+        progress.note(&message(1), &"billing".into());
+        let other = Message::new(Subject::parse("a.c").unwrap(), "x").with_id("event-1");
+        assert!(progress.done(&other).is_empty());
+        progress.forget(&other);
+        assert_eq!(progress.done(&message(1)).as_slice(), ["billing"]);
     }
 
     #[test]

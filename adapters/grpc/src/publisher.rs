@@ -211,6 +211,8 @@ async fn tell(
     sent: &AtomicBool,
 ) -> Taken {
     let mut pause = FIRST_PAUSE;
+    // Whether an instance that stopped meanwhile may have begun.
+    let mut has_begun = false;
     loop {
         let turn = match connection.turn(message.subject()).await {
             Ok(turn) => turn,
@@ -238,19 +240,23 @@ async fn tell(
                 return Taken::No(named(error));
             }
             Err(Verdict::Error(error)) => return Taken::Unknown(named(error)),
-            Err(Verdict::NotBegun(error)) if error.kind() == ErrorKind::NoRoute => {
+            Err(Verdict::NotBegun(error)) if error.kind() == ErrorKind::NoRoute && !has_begun => {
                 return Taken::NoRoute;
             }
             Err(Verdict::NotBegun(error) | Verdict::NotSent(error)) => named(error),
+            Err(Verdict::GivenBack(error)) => {
+                has_begun = true;
+                named(error)
+            }
         };
-        if guarantee == Guarantee::AtMostOnce || !error.is_retryable() {
-            return Taken::No(error);
-        }
         let due = connection.clock.now() + pause;
-        if due >= deadline {
-            return Taken::No(error);
+        if guarantee == Guarantee::AtMostOnce || !error.is_retryable() || due >= deadline {
+            return match has_begun {
+                true => Taken::Unknown(error),
+                false => Taken::No(error),
+            };
         }
-        sent.store(false, Ordering::Release);
+        sent.store(has_begun, Ordering::Release);
         connection.clock.sleep_until(due).await;
         pause = (pause * 2).min(LAST_PAUSE);
     }
@@ -297,7 +303,7 @@ impl Connection {
             told = letter
                 .trail()
                 .is_some_and(|trail| hub.board.fail(letter, trail));
-            if let Destination::Event(copies) = hub.board.find(letter.subject()) {
+            if let Destination::Event(copies) = hub.board.find(letter.subject(), self.clock.now()) {
                 for desk in copies {
                     heard |= desk.leave_behind(letter.clone());
                 }

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -32,6 +32,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 use tower_service::Service;
 
+use crate::body::{Upload, Whole};
 use crate::codec::Plain;
 use crate::config::{self, GrpcConfig};
 use crate::desk::{Answer, Desk};
@@ -45,6 +46,8 @@ use crate::wire;
 
 /// The most bytes of metadata in one message, in both directions.
 pub(crate) const MAX_METADATA: u32 = 128 * 1024;
+/// How many requests beyond those that we hold are heard, to be refused.
+const SPARE: usize = 256;
 /// How long clients without a request may take to go: one that is silent never does, and the library waits for it.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -79,7 +82,8 @@ impl Hubs {
             config: config.clone(),
             board: Arc::new(Switchboard::default()),
             clock: Arc::clone(clock),
-            running: tokio::sync::Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            house: Mutex::default(),
         });
         hubs.insert(address, Arc::downgrade(&hub));
         Ok(hub)
@@ -92,12 +96,22 @@ pub(crate) struct Hub {
     config: GrpcConfig,
     pub(crate) board: Arc<Switchboard>,
     clock: Arc<dyn Clock>,
-    running: tokio::sync::Mutex<Option<Running>>,
+    /// Held while the server starts, and while it ends until its port is free.
+    turn: tokio::sync::Mutex<()>,
+    house: Mutex<House>,
 }
 
+/// The server, while anybody has a seat.
+#[derive(Default)]
+struct House {
+    seats: usize,
+    /// How many of them are about to be given up.
+    closing: usize,
+    running: Option<Running>,
+}
+
+/// A server that runs. It ends with this.
 struct Running {
-    users: usize,
-    health: HealthReporter,
     /// Asks clients to go, and ends when they have.
     stop: CancellationToken,
     /// Ends what is left.
@@ -109,21 +123,114 @@ struct Running {
     task: JoinHandle<()>,
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.cut.cancel();
+    }
+}
+
+/// Keeps the server running. With the last one it ends: in order by [`release`](Self::release), and where that is dropped or never
+/// called, what is under way is cut off.
+pub(crate) struct Seat {
+    hub: Arc<Hub>,
+    is_taken: bool,
+    is_closing: bool,
+}
+
+impl Seat {
+    /// Tells that the seat is about to be given up. Once all are, nobody is told any more that nobody listens.
+    pub(crate) fn prepare(&mut self) {
+        if !std::mem::replace(&mut self.is_closing, true) {
+            let mut house = self.hub.house.lock();
+            house.closing += 1;
+            self.hub.board.set_closing(house.closing == house.seats);
+        }
+    }
+
+    /// Ends one user's part, and with the last the server: clients are asked to go, and what is under way may take `grace`.
+    /// `false` says that it took longer and was cut off.
+    pub(crate) async fn release(mut self, grace: Duration) -> bool {
+        let hub = Arc::clone(&self.hub);
+        let turn = hub.turn.lock().await;
+        let Some(mut ending) = self.leave() else {
+            return true;
+        };
+        ending.stop.cancel();
+        let _ = (&mut ending.closed).await;
+        // Whoever comes next may listen while the last requests end.
+        drop(turn);
+        let deadline = hub.clock.now() + grace;
+        let all = u32::try_from(hub.most()).unwrap_or(u32::MAX);
+        let admitted = Arc::clone(&ending.admitted);
+        let in_time = tokio::select! {
+            _ = &mut ending.task => return true,
+            _ = admitted.acquire_many(all) => true,
+            () = hub.clock.sleep_until(deadline) => false,
+        };
+        if in_time && tokio::time::timeout(LINGER, &mut ending.task).await.is_ok() {
+            return true;
+        }
+        ending.cut.cancel();
+        let _ = tokio::time::timeout(LINGER, &mut ending.task).await;
+        ending.task.abort();
+        in_time
+    }
+
+    /// Gives the seat up. With the last one comes the server, which is to end.
+    fn leave(&mut self) -> Option<Running> {
+        if !std::mem::take(&mut self.is_taken) {
+            return None;
+        }
+        let mut house = self.hub.house.lock();
+        house.seats -= 1;
+        house.closing -= usize::from(self.is_closing);
+        self.hub.board.set_closing(house.closing == house.seats);
+        match house.seats {
+            0 => house.running.take(),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        drop(self.leave());
+    }
+}
+
 impl Hub {
-    /// Listens, if nobody does yet. Each call needs a [`release`](Self::release).
+    /// Listens, if nobody does yet.
     ///
     /// # Errors
     /// `Config` where the address is not to be had or a file cannot be read.
-    pub(crate) async fn retain(&self, runtime: &Handle) -> Result<(), Error> {
-        let mut running = self.running.lock().await;
-        if let Some(running) = &mut *running
-            && !running.task.is_finished()
-        {
-            running.users += 1;
-            return Ok(());
+    pub(crate) async fn retain(self: &Arc<Self>, runtime: &Handle) -> Result<Seat, Error> {
+        let _turn = self.turn.lock().await;
+        if let Some(seat) = self.join() {
+            return Ok(seat);
         }
-        *running = Some(self.start(runtime).await?);
-        Ok(())
+        let running = self.start(runtime).await?;
+        let mut house = self.house.lock();
+        house.running = Some(running);
+        Ok(self.sit(&mut house))
+    }
+
+    /// A seat at the server that runs already.
+    fn join(self: &Arc<Self>) -> Option<Seat> {
+        let mut house = self.house.lock();
+        let running = house.running.as_ref()?;
+        let is_over = running.task.is_finished();
+        (!is_over).then(|| self.sit(&mut house))
+    }
+
+    fn sit(self: &Arc<Self>, house: &mut House) -> Seat {
+        house.seats += 1;
+        self.board.set_closing(false);
+        Seat {
+            hub: Arc::clone(self),
+            is_taken: true,
+            is_closing: false,
+        }
     }
 
     async fn start(&self, runtime: &Handle) -> Result<Running, Error> {
@@ -143,6 +250,7 @@ impl Hub {
                 clock: Arc::clone(&self.clock),
                 admitted: Arc::clone(&admitted),
                 max_payload: self.config.max_payload,
+                patience: self.config.keep_alive + self.config.keep_alive_timeout,
             },
         };
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -154,7 +262,7 @@ impl Hub {
             .http2_max_header_list_size(MAX_METADATA)
             // Callers whose deadlines end together reset their streams together: that is no attack.
             .http2_max_pending_accept_reset_streams(Some(self.config.max_concurrent))
-            .max_concurrent_streams(u32::try_from(self.config.max_concurrent).unwrap_or(u32::MAX));
+            .max_concurrent_streams(streams(self.config.max_concurrent));
         if let Some(tls) = tls {
             server = server.tls_config(tls).map_err(|error| {
                 named(
@@ -173,12 +281,15 @@ impl Hub {
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|error| named(cannot_listen(error)))?;
-        let sockets = Sockets::new(listener, self.config.max_connections, cut.clone(), open);
+        let sockets = Sockets::new(listener, &self.config, cut.clone(), open);
         let stopping = stop.clone().cancelled_owned();
+        let telling = tell(self.board.open_news(), health);
         let task = runtime.spawn(async move {
-            let served = server
-                .serve_with_incoming_shutdown(services, sockets, stopping)
-                .await;
+            let serving = server.serve_with_incoming_shutdown(services, sockets, stopping);
+            let served = tokio::select! {
+                served = serving => served,
+                () = telling => return,
+            };
             if let Err(error) = served {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
@@ -186,11 +297,8 @@ impl Hub {
                 );
             }
         });
-        health.set_service_status("", ServingStatus::Serving).await;
         tracing::info!(address = %self.listen, "listening for gRPC");
         Ok(Running {
-            users: 1,
-            health,
             stop,
             cut,
             admitted,
@@ -199,62 +307,8 @@ impl Hub {
         })
     }
 
-    /// Ends one user's part, and with the last the server: clients are asked to go, and what is under way may take `grace`.
-    /// `false` says that it took longer and was cut off.
-    pub(crate) async fn release(&self, grace: Duration) -> bool {
-        let mut running = self.running.lock().await;
-        let Some(now) = &mut *running else {
-            return true;
-        };
-        now.users -= 1;
-        if now.users > 0 {
-            return true;
-        }
-        let Some(ending) = running.take() else {
-            return true;
-        };
-        ending
-            .health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-        ending.stop.cancel();
-        let _ = ending.closed.await;
-        // Whoever comes next may listen while the last requests end.
-        drop(running);
-        let deadline = self.clock.now() + grace;
-        let all = u32::try_from(self.most()).unwrap_or(u32::MAX);
-        let mut task = ending.task;
-        let in_time = tokio::select! {
-            _ = &mut task => return true,
-            _ = ending.admitted.acquire_many(all) => true,
-            () = self.clock.sleep_until(deadline) => false,
-        };
-        if in_time && tokio::time::timeout(LINGER, &mut task).await.is_ok() {
-            return true;
-        }
-        ending.cut.cancel();
-        let _ = tokio::time::timeout(LINGER, &mut task).await;
-        task.abort();
-        in_time
-    }
-
     fn most(&self) -> usize {
         self.config.max_concurrent.min(Semaphore::MAX_PERMITS)
-    }
-
-    /// Ends the part of a user who vanished without a word: what is under way with the last one is cut off.
-    pub(crate) fn abandon(self: Arc<Self>) {
-        let Ok(mut running) = self.running.try_lock() else {
-            return;
-        };
-        let is_last = running.as_mut().is_some_and(|running| {
-            running.users -= 1;
-            running.users == 0
-        });
-        if is_last && let Some(running) = running.take() {
-            running.stop.cancel();
-            running.cut.cancel();
-        }
     }
 }
 
@@ -265,6 +319,11 @@ impl fmt::Debug for Hub {
             .field("board", &self.board)
             .finish_non_exhaustive()
     }
+}
+
+/// How many streams a client may open at once: more than we hold, as what is not even sent is refused by nobody and goes nowhere.
+fn streams(most: usize) -> u32 {
+    u32::try_from(most.saturating_add(SPARE)).unwrap_or(u32::MAX)
 }
 
 fn cannot_listen(error: std::io::Error) -> Error {
@@ -285,6 +344,20 @@ fn health() -> (HealthReporter, HealthProbe) {
     let service = HealthService::from_health_reporter(reporter.clone());
     let probe = tonic_health::pb::health_server::HealthServer::new(service);
     (reporter, probe)
+}
+
+/// Tells probes whether anybody takes requests: who stops is left out while it ends what it has begun.
+async fn tell(mut open: watch::Receiver<bool>, health: HealthReporter) {
+    loop {
+        let status = match *open.borrow_and_update() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status("", status).await;
+        if open.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 type HealthProbe = tonic_health::pb::health_server::HealthServer<HealthService>;
@@ -386,6 +459,8 @@ struct Front {
     clock: Arc<dyn Clock>,
     admitted: Arc<Semaphore>,
     max_payload: usize,
+    /// How long a request of one message may be on its way.
+    patience: Duration,
 }
 
 impl Front {
@@ -401,13 +476,16 @@ impl Front {
                 .into_http();
         };
         let path = request.uri().path();
-        let Some(subject) = names::subject(path) else {
+        // What is ours alone, such as a dead letter, never comes from outside.
+        let subject = names::subject(path).filter(|subject| !subject.is_reserved());
+        let Some(subject) = subject else {
             return Status::unimplemented("no handler answers this method").into_http();
         };
-        match self.board.find(&subject) {
+        match self.board.find(&subject, self.clock.now()) {
             Destination::Nobody => {
                 Status::unimplemented("no handler answers this method").into_http()
             }
+            Destination::Stopping => stopping().into_http(),
             Destination::Call(desk) => self.unary(Unary::Call(desk), subject, request).await,
             Destination::Event(copies) => self.unary(Unary::Event(copies), subject, request).await,
             Destination::Stream(desk, items) => {
@@ -425,6 +503,10 @@ impl Front {
         }
     }
 
+    fn whole(&self, request: http::Request<Body>) -> http::Request<Body> {
+        request.map(|body| Body::new(Whole::new(body, &self.clock, self.patience)))
+    }
+
     /// Many answers to one request, or to many.
     async fn stream(
         &self,
@@ -436,8 +518,11 @@ impl Front {
             .max_decoding_message_size(self.max_payload)
             .max_encoding_message_size(self.max_payload);
         let mut response = match items {
-            true => grpc.streaming(attended, request).await,
-            false => grpc.server_streaming(attended, request).await,
+            true => {
+                let request = request.map(|items| Body::new(Upload(items)));
+                grpc.streaming(attended, request).await
+            }
+            false => grpc.server_streaming(attended, self.whole(request)).await,
         };
         if let Some(NativeType(native)) = response.extensions_mut().remove() {
             response.headers_mut().insert(CONTENT_TYPE, native);
@@ -460,7 +545,7 @@ impl Front {
         let mut grpc = tonic::server::Grpc::new(Plain)
             .max_decoding_message_size(self.max_payload)
             .max_encoding_message_size(self.max_payload);
-        let mut response = grpc.unary(attended, request).await;
+        let mut response = grpc.unary(attended, self.whole(request)).await;
         if let Some(NativeType(native)) = response.extensions_mut().remove() {
             response.headers_mut().insert(CONTENT_TYPE, native);
         }
@@ -515,7 +600,6 @@ async fn call(
 
 /// Puts a request down and waits for its answer.
 async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result<Message, Status> {
-    let stopped = || errors::not_begun(Code::Unavailable, "the service is stopping");
     if !desk.has_room() {
         metrics::counter!("anywire.grpc.shed").increment(1);
         return Err(errors::not_begun(
@@ -523,12 +607,18 @@ async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result
             "too many calls wait for this handler",
         ));
     }
-    let waiting = desk.put(message, deadline).ok_or_else(stopped)?;
+    let waiting = desk.put(message, deadline).ok_or_else(stopping)?;
     match waiting.await {
         Ok(Answer::Reply(reply)) => Ok(reply),
-        Ok(Answer::Abandoned | Answer::Done | Answer::Failed(_)) => Err(unaccepted()),
-        Err(_) => Err(stopped()),
+        Ok(Answer::Abandoned | Answer::GivenBack | Answer::Done | Answer::Failed(_)) => {
+            Err(unaccepted())
+        }
+        Err(_) => Err(stopping()),
     }
+}
+
+fn stopping() -> Status {
+    errors::not_begun(Code::Unavailable, "the service is stopping")
 }
 
 fn respond(reply: &Message) -> Result<Response<Bytes>, Status> {
@@ -561,21 +651,21 @@ async fn event(
         .iter()
         .map(|desk| desk.put(message.clone(), deadline));
     let waiting: SmallVec<[_; 2]> = puts.flatten().collect();
-    let mut given_back = false;
+    let (mut has_begun, mut is_whole) = (false, true);
     let mut failed = None;
     for answer in join_all(waiting).await {
+        has_begun |= answer.is_ok();
         match answer {
             Ok(Answer::Done | Answer::Reply(_)) => {}
             Ok(Answer::Failed(trail)) => failed = failed.or(Some(trail)),
-            Ok(Answer::Abandoned) | Err(_) => given_back = true,
+            Ok(Answer::Abandoned | Answer::GivenBack) | Err(_) => is_whole = false,
         }
     }
-    if given_back {
-        // Sent again, it finds another instance; what the other subscriptions have done they do again.
-        return Err(errors::not_begun(
-            Code::Unavailable,
-            "the service is stopping",
-        ));
+    // Sent again, it finds another instance; what the other subscriptions have done they do again.
+    match is_whole {
+        false if has_begun => return Err(errors::given_back()),
+        false => return Err(stopping()),
+        true => {}
     }
     match failed {
         Some(trail) => Err(errors::event_failed(&trail)),
@@ -672,5 +762,80 @@ impl ServerStreamingService<Bytes> for Streamed {
     fn call(&mut self, request: Request<Bytes>) -> Answering {
         let (metadata, _, payload) = request.into_parts();
         self.attend(metadata, payload, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use anywire::clock::TokioClock;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn hub() -> Arc<Hub> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = Endpoint {
+            host: "127.0.0.1".into(),
+            port: Some(free.local_addr().unwrap().port()),
+        };
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock);
+        Hubs::default()
+            .at(&listen, &GrpcConfig::default(), &clock)
+            .unwrap()
+    }
+
+    /// A client of the server, which learns of its end.
+    async fn client(hub: &Hub) -> TcpStream {
+        let port = hub.listen.port.unwrap();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // The server's first words: it is not asked to go before it has taken the connection.
+        client.read_u8().await.unwrap();
+        client
+    }
+
+    /// All that it hears until the end.
+    async fn hears_the_end(mut client: TcpStream) -> bool {
+        let mut said = Vec::new();
+        let end = tokio::time::timeout(SOON, client.read_to_end(&mut said));
+        end.await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_dropped_cuts_off_what_is_under_way() {
+        let hub = hub();
+        let seat = hub.retain(&Handle::current()).await.unwrap();
+        let admitted = {
+            let house = hub.house.lock();
+            Arc::clone(&house.running.as_ref().unwrap().admitted)
+        };
+        let _request = admitted.try_acquire_owned().unwrap();
+        let client = client(&hub).await;
+        let mut release = Box::pin(seat.release(Duration::from_secs(3600)));
+        // Once the port is free, it waits for the request.
+        while hub.turn.try_lock().is_err() || hub.house.lock().running.is_some() {
+            assert!(futures::poll!(&mut release).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(release);
+        assert!(hears_the_end(client).await);
+    }
+
+    #[tokio::test]
+    async fn who_vanishes_while_another_comes_or_goes_is_counted() {
+        let hub = hub();
+        let (one, other) = (
+            hub.retain(&Handle::current()).await.unwrap(),
+            hub.retain(&Handle::current()).await.unwrap(),
+        );
+        let client = client(&hub).await;
+        let turn = hub.turn.lock().await;
+        drop(one);
+        drop(other);
+        drop(turn);
+        assert!(hears_the_end(client).await);
     }
 }

@@ -15,13 +15,21 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use crate::config::GrpcConfig;
+
 /// The wait after a connection that could not be accepted: mostly there are too many files open.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The bytes with which a client of HTTP/2 begins.
+const PREFACE: usize = 24;
 
 /// The connections as they come. They hold the port until this is dropped.
 pub(crate) struct Sockets {
     listener: TcpListener,
     room: Arc<Semaphore>,
+    /// How long a client may take to begin.
+    patience: Duration,
+    is_encrypted: bool,
     /// Ends all connections at once.
     cut: CancellationToken,
     pause: Option<Pin<Box<Sleep>>>,
@@ -32,13 +40,17 @@ pub(crate) struct Sockets {
 impl Sockets {
     pub(crate) fn new(
         listener: TcpListener,
-        most: usize,
+        config: &GrpcConfig,
         cut: CancellationToken,
         closed: tokio::sync::oneshot::Sender<()>,
     ) -> Self {
         Self {
             listener,
-            room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            room: Arc::new(Semaphore::new(
+                config.max_connections.min(Semaphore::MAX_PERMITS),
+            )),
+            patience: config.connect_timeout,
+            is_encrypted: config.server_cert.is_some(),
             cut,
             pause: None,
             _closed: closed,
@@ -73,6 +85,11 @@ impl Stream for Sockets {
             return Poll::Ready(Some(Ok(Socket {
                 stream,
                 cut: Box::pin(this.cut.clone().cancelled_owned()),
+                greeting: Some(Greeting {
+                    left: PREFACE,
+                    counts: !this.is_encrypted,
+                    until: Box::pin(tokio::time::sleep(this.patience)),
+                }),
                 _permit: permit,
             })));
         }
@@ -83,7 +100,25 @@ impl Stream for Sockets {
 pub(crate) struct Socket {
     stream: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Until the client has begun: who connects and says nothing would hold one of the places for ever.
+    greeting: Option<Greeting>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What is still to come of a client's first words.
+struct Greeting {
+    left: usize,
+    /// With TLS, a client that is none has said its own before it hears ours.
+    counts: bool,
+    until: Pin<Box<Sleep>>,
+}
+
+impl Socket {
+    fn spoke(&mut self) {
+        if let Some(greeting) = &mut self.greeting {
+            greeting.counts = true;
+        }
+    }
 }
 
 impl Connected for Socket {
@@ -104,7 +139,20 @@ impl AsyncRead for Socket {
         if this.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut this.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        if let Some(greeting) = &mut this.greeting {
+            if greeting.counts {
+                let said = buffer.filled().len() - before;
+                greeting.left = greeting.left.saturating_sub(said);
+            }
+            if greeting.left == 0 {
+                this.greeting = None;
+            } else if read.is_pending() && greeting.until.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 
@@ -114,6 +162,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.spoke();
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -134,6 +183,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.spoke();
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 }

@@ -91,17 +91,16 @@ impl GrpcStreamer {
     pub(crate) fn new(connection: Arc<Connection>) -> Self {
         Self { connection }
     }
+}
 
-    async fn accept_one(&self, spec: &CallSpec) -> Result<Box<dyn IncomingStreams>, Error> {
-        let CallSpec {
-            pattern,
-            window,
-            items,
-        } = spec;
-        let purpose = Purpose::Streams(pattern.clone(), *items);
-        let part = Part::open(&self.connection, purpose, *window).await?;
-        Ok(Box::new(GrpcStreams { part }))
-    }
+/// What a specification asks for, and its window.
+fn wanted(spec: &CallSpec) -> (Purpose, usize) {
+    let CallSpec {
+        pattern,
+        window,
+        items,
+    } = spec;
+    (Purpose::Streams(pattern.clone(), *items), *window)
 }
 
 #[async_trait]
@@ -126,16 +125,14 @@ impl Streamer for GrpcStreamer {
     }
 
     async fn accept(&self, specs: &[CallSpec]) -> Vec<Result<Box<dyn IncomingStreams>, Error>> {
-        let mut opened = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let accepted = self.accept_one(spec).await;
-            opened.push(accepted.map_err(|error| {
-                error
-                    .with_operation("accept")
-                    .with_context("pattern", &spec.pattern)
-            }));
-        }
-        opened
+        let parts = Part::open(&self.connection, specs.iter().map(wanted)).await;
+        let opened = parts.into_iter().zip(specs).map(|(part, spec)| match part {
+            Ok(part) => Ok(Box::new(GrpcStreams { part }) as Box<dyn IncomingStreams>),
+            Err(error) => Err(error
+                .with_operation("accept")
+                .with_context("pattern", &spec.pattern)),
+        });
+        opened.collect()
     }
 }
 
@@ -220,7 +217,9 @@ async fn open_with_request(
                 return Err(error.with_context("peer", line.address()));
             }
             Verdict::Refused(error) => return Err(Error::remote(error)),
-            Verdict::Failed(error) | Verdict::Error(error) => return Err(error),
+            Verdict::GivenBack(error) | Verdict::Failed(error) | Verdict::Error(error) => {
+                return Err(error);
+            }
         }
     }
 }
@@ -418,6 +417,7 @@ fn end(status: Status, subject: &Subject, seen: u64) -> Error {
         Verdict::Refused(error) => Error::remote(error),
         Verdict::NotBegun(error)
         | Verdict::NotSent(error)
+        | Verdict::GivenBack(error)
         | Verdict::Failed(error)
         | Verdict::Lost(error)
         | Verdict::Error(error) => error.with_context("last", seen),

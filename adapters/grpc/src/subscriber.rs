@@ -26,43 +26,46 @@ impl GrpcSubscriber {
     pub(crate) fn new(connection: Arc<Connection>) -> Self {
         Self { connection }
     }
+}
 
-    async fn open(&self, spec: &Spec) -> Result<Box<dyn Incoming>, Error> {
-        let Spec {
-            subscription,
-            guarantee,
-            // Core keeps keys apart, and refuses what is more.
-            order: _,
-            // Nothing is held, so that everything begins with what comes next.
-            start,
-            until,
-            window,
-            // There is nothing to create, and nothing that keeps.
-            provision: _,
-            retention: _,
-        } = spec;
-        if start.needs_history() || until.is_some() {
-            return Err(forgetful());
-        }
-        let purpose = Purpose::Events(subscription.clone(), *guarantee);
-        let part = Part::open(&self.connection, purpose, *window).await?;
-        Ok(Box::new(GrpcIncoming { part }))
-    }
+/// What a specification asks for, and its window.
+fn wanted(spec: &Spec) -> (Purpose, usize) {
+    let Spec {
+        subscription,
+        guarantee,
+        // Core keeps keys apart, and refuses what is more.
+        order: _,
+        // Nothing is held, so that everything begins with what comes next.
+        start: _,
+        until: _,
+        window,
+        // There is nothing to create, and nothing that keeps.
+        provision: _,
+        retention: _,
+    } = spec;
+    let purpose = Purpose::Events(subscription.clone(), *guarantee);
+    (purpose, *window)
 }
 
 #[async_trait]
 impl Subscriber for GrpcSubscriber {
     async fn subscribe(&self, specs: &[Spec]) -> Vec<Result<Box<dyn Incoming>, Error>> {
-        let mut opened = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let incoming = self.open(spec).await;
-            opened.push(incoming.map_err(|error| {
-                error
+        let looks_back = |spec: &Spec| spec.start.needs_history() || spec.until.is_some();
+        let wanted = specs.iter().filter(|spec| !looks_back(spec)).map(wanted);
+        let mut parts = Part::open(&self.connection, wanted).await.into_iter();
+        let opened = specs.iter().map(|spec| {
+            let part = match looks_back(spec) {
+                true => Err(forgetful()),
+                false => parts.next().unwrap_or_else(|| Err(errors::closed())),
+            };
+            match part {
+                Ok(part) => Ok(Box::new(GrpcIncoming { part }) as Box<dyn Incoming>),
+                Err(error) => Err(error
                     .with_operation("subscribe")
-                    .with_context("subscription", &spec.subscription)
-            }));
-        }
-        opened
+                    .with_context("subscription", &spec.subscription)),
+            }
+        });
+        opened.collect()
     }
 
     async fn declare(&self, stores: &[Store]) -> Vec<Result<(), Error>> {

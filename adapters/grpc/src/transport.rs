@@ -35,7 +35,7 @@ use crate::part::Part;
 use crate::pool::{Line, Pool, Tried};
 use crate::progress::Progress;
 use crate::publisher::GrpcPublisher;
-use crate::server::{Hub, Hubs};
+use crate::server::{Hub, Hubs, Seat};
 use crate::streams::{GrpcStreamer, Reader};
 use crate::subscriber::GrpcSubscriber;
 use crate::wire;
@@ -208,8 +208,8 @@ pub(crate) struct Connection {
     peers: Option<Group>,
     groups: Vec<Group>,
     hub: Option<Arc<Hub>>,
-    /// Whether we hold the hub open.
-    is_listening: tokio::sync::Mutex<bool>,
+    /// Holds the hub open, once we listen.
+    seat: tokio::sync::Mutex<Option<Seat>>,
     in_flight: Semaphore,
     status: watch::Sender<Status>,
     watcher: Mutex<Option<JoinHandle<()>>>,
@@ -272,7 +272,7 @@ impl Connection {
             peers,
             groups,
             hub,
-            is_listening: tokio::sync::Mutex::new(false),
+            seat: tokio::sync::Mutex::default(),
             status: watch::Sender::new(Status::Connected),
             watcher: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -363,25 +363,32 @@ impl Connection {
         self.hub.as_ref()
     }
 
-    /// Our server, listening.
+    /// Our server.
     ///
     /// # Errors
     /// `Config` where the URL does not say where.
-    pub(crate) async fn listen(&self) -> Result<Arc<Hub>, Error> {
-        let Some(hub) = &self.hub else {
+    pub(crate) fn home(&self) -> Result<&Arc<Hub>, Error> {
+        self.hub.as_ref().ok_or_else(|| {
             let name = &self.transport.name;
-            return Err(Error::config(format!(
+            Error::config(format!(
                 "transport \"{name}\" has handlers and does not say where to listen; add ?listen=0.0.0.0:50051 to its URL"
-            )));
-        };
-        let mut is_listening = self.is_listening.lock().await;
-        if !*is_listening {
+            ))
+        })
+    }
+
+    /// Listens, if we do not yet.
+    ///
+    /// # Errors
+    /// As [`home`](Self::home), and where the address is not to be had.
+    pub(crate) async fn listen(&self) -> Result<(), Error> {
+        let hub = self.home()?;
+        let mut seat = self.seat.lock().await;
+        if seat.is_none() {
             self.check_open()?;
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-            hub.retain(&runtime).await?;
-            *is_listening = true;
+            *seat = Some(hub.retain(&runtime).await?);
         }
-        Ok(Arc::clone(hub))
+        Ok(())
     }
 
     /// Who answers calls.
@@ -455,13 +462,15 @@ impl Connection {
                     );
                 }
                 Err(error) => {
-                    // Who is told that nobody listens is told more than who is told that another does not answer.
+                    // That one has no such handler says nothing of another that cannot be reached.
                     return Err(match last {
-                        Some(last) => last,
-                        None if group.is_self && error.kind() == ErrorKind::Unavailable => {
+                        Some(Verdict::NotBegun(told)) if told.kind() != ErrorKind::NoRoute => {
+                            Verdict::NotBegun(told)
+                        }
+                        _ if group.is_self && error.kind() == ErrorKind::Unavailable => {
                             Verdict::NotBegun(Error::no_responder(subject).with_source(error))
                         }
-                        None => Verdict::NotSent(error.with_context("subject", subject)),
+                        _ => Verdict::NotSent(error.with_context("subject", subject)),
                     });
                 }
             };
@@ -473,7 +482,7 @@ impl Connection {
             }
             let mut request = Request::new(message.payload().clone());
             *request.metadata_mut() = MetadataMap::from_headers(metadata);
-            // Dropped at the deadline: whether the peer lives is found out by connecting anew.
+            // Dropped at the deadline: whether the peer lives is found out by connecting anew, and asking.
             let silent = Silent {
                 group,
                 line: Some(&line),
@@ -518,7 +527,10 @@ impl Connection {
                     }
                 }
                 Verdict::Lost(error) => {
-                    group.pool.lost(&line);
+                    match error.kind() {
+                        ErrorKind::Timeout => group.pool.silent(&line),
+                        _ => group.pool.lost(&line),
+                    }
                     return Err(Verdict::Lost(error.with_context("peer", line.address())));
                 }
                 other => return Err(other),
@@ -568,6 +580,9 @@ impl Connection {
             return Ok(());
         }
         let deadline = self.clock.now() + grace;
+        if let Some(seat) = &mut *self.seat.lock().await {
+            seat.prepare();
+        }
         // No more requests; those that are under way end first.
         let all = u32::try_from(self.config.max_in_flight.min(Semaphore::MAX_PERMITS))
             .unwrap_or(u32::MAX);
@@ -580,12 +595,10 @@ impl Connection {
             part.end();
         }
         let left = deadline.saturating_duration_since(self.clock.now());
-        let served = match std::mem::take(&mut *self.is_listening.lock().await) {
-            true => match &self.hub {
-                Some(hub) => hub.release(left).await,
-                None => true,
-            },
-            false => true,
+        let seat = self.seat.lock().await.take();
+        let served = match seat {
+            Some(seat) => seat.release(left).await,
+            None => true,
         };
         self.in_flight.close();
         self.status.send_replace(Status::Closed);
@@ -624,7 +637,7 @@ impl Drop for Silent<'_> {
         if let Some(line) = self.line
             && self.clock.now() >= self.deadline
         {
-            self.group.pool.lost(line);
+            self.group.pool.silent(line);
         }
     }
 }
@@ -633,9 +646,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(watcher) = self.watcher.lock().take() {
             watcher.abort();
-        }
-        if let (true, Some(hub)) = (std::mem::take(self.is_listening.get_mut()), self.hub.take()) {
-            hub.abandon();
         }
     }
 }

@@ -8,11 +8,13 @@
 //! | id, key | `anywire-id`, `anywire-key` |
 //! | correlation id, time | `anywire-correlation-id`, `anywire-time` |
 //! | deadline | `grpc-timeout` |
+//! | an id, a correlation id or a content type that is no printable ASCII | the same name with `-bin` behind it, in base64 |
 //! | headers | metadata of the same name in lower case; a name with a value that is no printable ASCII gets `-bin` behind it |
 //!
 //! `anywire-binary` names the headers to which we have added `-bin`, so that between two apps they come back under their own
 //! names. A name that means something to HTTP or gRPC gets `anywire-plain-` before it.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anywire::{ContentType, Message, Subject, wire};
@@ -122,24 +124,47 @@ pub(crate) fn read(
     let ours = metadata.get(BINARY).and_then(|names| names.to_str().ok());
     for (name, value) in metadata {
         let name = name.as_str();
-        let text = || {
-            value.to_str().map_err(|_| illegible(name, "holds bytes that are no text; such values belong under a name that ends in -bin"))
-        };
-        match name {
-            CORRELATION_ID => message = message.with_correlation_id(text()?),
-            EXACT_TYPE => message = message.with_content_type(ContentType::new(text()?)),
-            TIME => {
-                if let Some(time) = read_time(text()?) {
+        match name.strip_suffix(BIN).unwrap_or(name) {
+            CORRELATION_ID => message = message.with_correlation_id(text(name, value)?),
+            EXACT_TYPE => message = message.with_content_type(ContentType::new(text(name, value)?)),
+            wire::ID => {
+                wire::read(&mut message, wire::ID, text(name, value)?.as_bytes());
+            }
+            _ if name == TIME => {
+                if let Some(time) = read_time(legible(name, value)?) {
                     message = message.with_timestamp(time);
                 }
             }
-            TIMEOUT => message = message.with_deadline(timeout(text()?)?),
-            BINARY => {}
-            _ if is_native(name) => {}
+            _ if name == TIMEOUT => {
+                message = message.with_deadline(timeout(legible(name, value)?)?);
+            }
+            _ if name == BINARY || is_native(name) => {}
             _ => read_header(&mut message, name, value, ours)?,
         }
     }
     Ok(message)
+}
+
+/// The text of an entry of ours, which may stand in base64 under the name with `-bin`.
+fn text<'a>(name: &str, value: &'a HeaderValue) -> Result<Cow<'a, str>, Illegible> {
+    if !name.ends_with(BIN) {
+        return legible(name, value).map(Cow::Borrowed);
+    }
+    let bytes = BASE64.decode(value.as_bytes().trim_ascii());
+    let bytes = bytes.map_err(|_| illegible(name, "is not base64"))?;
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains(char::is_control) => Ok(Cow::Owned(text)),
+        _ => Err(illegible(name, "is no text")),
+    }
+}
+
+fn legible<'a>(name: &str, value: &'a HeaderValue) -> Result<&'a str, Illegible> {
+    value.to_str().map_err(|_| {
+        illegible(
+            name,
+            "holds bytes that are no text; such values belong under a name that ends in -bin",
+        )
+    })
 }
 
 fn read_header(
@@ -150,12 +175,7 @@ fn read_header(
 ) -> Result<(), Illegible> {
     let plain = |name: &str| name.strip_prefix(PLAIN).map(str::to_owned);
     let Some(stem) = name.strip_suffix(BIN) else {
-        if value.to_str().is_err() {
-            return Err(illegible(
-                name,
-                "holds bytes that are no text; such values belong under a name that ends in -bin",
-            ));
-        }
+        legible(name, value)?;
         if let Some(plain) = plain(name) {
             message
                 .headers_mut()
@@ -292,10 +312,13 @@ fn read_time(text: &str) -> Option<SystemTime> {
 
 /// Sets an entry of ours; bytes that are no printable ASCII go under the name with `-bin`, which is read back like any other.
 fn put(metadata: &mut HeaderMap, name: &'static str, value: &[u8]) {
-    if is_printable(value)
-        && let Ok(value) = HeaderValue::from_bytes(value)
-    {
-        metadata.insert(HeaderName::from_static(name), value);
+    match is_printable(value) {
+        true => append(metadata, name, value),
+        false => append(
+            metadata,
+            &format!("{name}{BIN}"),
+            BASE64.encode(value).as_bytes(),
+        ),
     }
 }
 
@@ -392,6 +415,21 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_is_no_ascii_survives() {
+        let sent = message()
+            .with_id("bestellung-ä")
+            .with_correlation_id("gespräch 4")
+            .with_content_type(ContentType::new("text/plain; note=\"ü\""));
+        let (metadata, _) = metadata(&sent);
+        assert_eq!(metadata["anywire-id-bin"], "YmVzdGVsbHVuZy3DpA");
+        let read = there_and_back(&sent);
+        assert_eq!(read.id(), sent.id());
+        assert_eq!(read.correlation_id(), sent.correlation_id());
+        assert_eq!(read.content_type(), sent.content_type());
+        assert!(read.headers().is_empty());
+    }
+
+    #[test]
     fn the_content_type_survives_and_is_native_where_grpc_has_it() {
         for (exact, native) in [
             (None, "application/grpc+json"),
@@ -444,6 +482,9 @@ mod tests {
         let long = "123456789S";
         for (name, value) in [
             ("x-bin", b"***".as_slice()),
+            ("anywire-id-bin", b"***"),
+            ("anywire-correlation-id-bin", b"//8"),
+            ("anywire-content-type-bin", b"YQ0K"),
             ("tenant", b"\xff\xfe"),
             (TIMEOUT, b"soon"),
             (TIMEOUT, b""),

@@ -3,15 +3,21 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anywire::{ErrorKind, Raw as Payload, RemoteError, Result, Router, RunningApp};
-use anywire_conformance::rig::{Seen, resident, soon};
+use anywire::transport::Status;
+use anywire::{
+    Client, Error, ErrorKind, Failure, Inbound, Raw as Payload, RemoteError, Result, Route, Router,
+    RunningApp,
+};
+use anywire_conformance::rig::{Seen, resident, soon, until};
 use anywire_conformance::trials;
 use bytes::Bytes;
-use support::{Raw, address, alone, app, frame};
+use support::{Gate, Raw, Unending, address, alone, caller, frame, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 trials![
     in turn, [] =>
@@ -22,7 +28,13 @@ trials![
     a_request_without_a_frame_is_told_so,
     a_payload_over_the_limit_is_refused_before_the_socket_and_the_next_goes_through,
     who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers,
-    too_many_requests_at_once_are_shed,
+    too_many_requests_at_once_are_refused,
+    what_one_instance_refuses_another_takes,
+    what_waits_for_a_handler_is_bounded,
+    who_connects_and_says_nothing_is_hung_up_on,
+    a_request_that_does_not_come_gives_its_place_up,
+    an_upload_that_is_given_up_is_no_end,
+    a_dead_letter_from_outside_is_no_dead_letter,
 ];
 
 async fn size(Payload(bytes): Payload) -> Result<usize> {
@@ -38,7 +50,7 @@ async fn service(config: &str) -> RunningApp {
         .on_call("shop.size", size)
         .on_call("shop.padding", padding)
         .on_event("shop.placed", Seen::default().handler());
-    app("shop", config).router(router).start().await.unwrap()
+    start("shop", config, router).await
 }
 
 /// It still answers.
@@ -195,31 +207,197 @@ async fn who_speaks_no_http_is_hung_up_on_and_nobody_else_suffers() {
     drop(silent);
 }
 
-async fn too_many_requests_at_once_are_shed() {
-    let at = address();
-    let config = format!("{}\n[transports.main.grpc]\nmax_concurrent = 2", alone(at));
-    let wait = async |_: u64| -> Result<u64> { std::future::pending().await };
+/// The configuration of who holds two requests at once.
+fn narrow(at: SocketAddr) -> String {
+    format!("{}\n[transports.main.grpc]\nmax_concurrent = 2", alone(at))
+}
+
+/// Calls at once, which wait at a gate where they are not refused.
+fn calls(client: &Client, count: u64) -> Vec<JoinHandle<Result<u64, Error>>> {
+    let call = |number| {
+        let client = client.clone();
+        tokio::spawn(async move { client.request::<_, u64>("shop.wait", &number).await })
+    };
+    (0..count).map(call).collect()
+}
+
+async fn too_many_requests_at_once_are_refused() {
+    let gate = Gate::new();
     let router = Router::new()
-        .on_call("shop.wait", wait)
+        .on_call("shop.wait", gate.handler())
         .on_call("shop.size", size);
-    let shop = app("shop", &config).router(router).start().await.unwrap();
-    let client = shop.client();
-    let waiting = (0..8).map(|_| {
-        let call = client
-            .request::<_, u64>("shop.wait", &1)
-            .timeout(Duration::from_millis(500));
-        call.into_future()
-    });
-    let ends = futures::future::join_all(waiting).await;
-    let kinds: Vec<_> = ends
-        .into_iter()
-        .map(|end| end.unwrap_err().kind())
-        .collect();
-    let late = kinds
-        .iter()
-        .filter(|kind| **kind == ErrorKind::Timeout)
-        .count();
-    assert!(late >= 2, "{kinds:?}");
+    let shop = start("shop", &narrow(address()), router).await;
+    // By the first answer the client knows what the server allows.
+    answers(&shop).await;
+    let held = calls(&shop.client(), 8);
+    gate.reached_by(2).await;
+    until("the refusals", || {
+        held.iter().filter(|call| call.is_finished()).count() == 6
+    })
+    .await;
+    gate.open(2);
+    let mut answered = 0;
+    for call in held {
+        match soon("its end", call).await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}"),
+        }
+    }
+    assert_eq!(answered, 2);
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn what_one_instance_refuses_another_takes() {
+    let (here, there) = (address(), address());
+    let gate = Gate::new();
+    let router = || Router::new().on_call("shop.wait", gate.handler());
+    let narrow = start("shop", &narrow(here), router()).await;
+    let wide = start("shop", &alone(there), router()).await;
+    let till = start("till", &caller(&[here, there]), Router::new()).await;
+    let status = till.client().transport("main").unwrap().status();
+    until("both connections", || *status.borrow() == Status::Connected).await;
+    let calls = calls(&till.client(), 20);
+    gate.reached_by(20).await;
+    gate.open(20);
+    for call in calls {
+        soon("its end", call).await.unwrap().unwrap();
+    }
+    for app in [till, narrow, wide] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn what_waits_for_a_handler_is_bounded() {
+    let gate = Gate::new();
+    let router = Router::new().route(Route::call("shop.wait", gate.handler()).concurrency(1));
+    let config = format!("{}\n[transports.main.grpc]\nbacklog = 1", alone(address()));
+    let shop = start("shop", &config, router).await;
+    // The handler has some, one waits, and the rest is too much.
+    let calls = calls(&shop.client(), 100);
+    let refused = || calls.iter().filter(|call| call.is_finished()).count();
+    until("the refusals", || refused() > 50).await;
+    gate.open(100);
+    let mut answered = 0;
+    for call in calls {
+        match soon("its end", call).await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Overloaded, "{error:?}"),
+        }
+    }
+    assert!((2..50).contains(&answered), "{answered}");
+    shop.shutdown().await.unwrap();
+}
+
+async fn who_connects_and_says_nothing_is_hung_up_on() {
+    let at = address();
+    let config = format!(
+        "{}\n[transports.main.grpc]\nmax_connections = 1\nconnect_timeout = '200ms'",
+        alone(at)
+    );
+    let shop = service(&config).await;
+    let mut silent = TcpStream::connect(at).await.unwrap();
+    // It is taken: the server speaks first.
+    soon("a word", silent.read_u8()).await.unwrap();
+    let mut refused = TcpStream::connect(at).await.unwrap();
+    let refusal = soon("the end", refused.read_u8()).await;
+    refusal.unwrap_err();
+    let mut said = Vec::new();
+    let _ = soon("the end", silent.read_to_end(&mut said)).await;
+    // Who speaks takes its place.
+    let mut client = Unending::new(at).await;
+    let mut request = client.begin("/shop/size").await;
+    request.body.send_data(frame(b"four", 4), true).unwrap();
+    assert_eq!(
+        soon("an answer", request.answer).await.unwrap().status(),
+        200
+    );
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_request_that_does_not_come_gives_its_place_up() {
+    let at = address();
+    let config = format!(
+        "{}\n[transports.main.grpc]\nmax_concurrent = 1\nkeep_alive = '100ms'\nkeep_alive_timeout = '200ms'",
+        alone(at)
+    );
+    let shop = service(&config).await;
+    let mut client = Unending::new(at).await;
+    for path in ["/shop/size", "/shop/placed"] {
+        let request = client.begin(path).await;
+        let answer = soon("an answer", request.answer).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4");
+    }
+    answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn an_upload_that_is_given_up_is_no_end() {
+    let at = address();
+    let (tell, mut told) = tokio::sync::mpsc::channel(8);
+    let count = move |mut numbers: Inbound<u64>| {
+        let tell = tell.clone();
+        async move {
+            loop {
+                let next = numbers.next().await;
+                let is_end = !matches!(next, Some(Ok(_)));
+                tell.send(next).await.unwrap();
+                if is_end {
+                    return Ok::<u64, Failure>(0);
+                }
+            }
+        }
+    };
+    let router = Router::new().on_stream("shop.count", count);
+    let shop = start("shop", &alone(at), router).await;
+    // All of it: this is an end.
+    let mut raw = Raw::new(at);
+    let answer = raw.send("/shop/count", &[], frame(b"7", 1));
+    assert_eq!(soon("the sum", answer).await.1.as_deref(), Some("0"));
+    assert_eq!(
+        soon("the item", told.recv())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap(),
+        7
+    );
+    assert!(soon("the end", told.recv()).await.unwrap().is_none());
+    // The first of it, and then a reset.
+    let mut client = Unending::new(at).await;
+    let mut upload = client.begin("/shop/count").await;
+    upload.body.send_data(frame(b"7", 1), false).unwrap();
+    let item = soon("the item", told.recv()).await.unwrap();
+    assert_eq!(item.unwrap().unwrap(), 7);
+    upload.body.send_reset(h2::Reason::CANCEL);
+    let error = soon("the end", told.recv())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        error.as_remote().map(RemoteError::code),
+        Some("cancelled"),
+        "{error:?}"
+    );
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_dead_letter_from_outside_is_no_dead_letter() {
+    let at = address();
+    let letters = Seen::default();
+    let router = Router::new()
+        .on_call("shop.size", size)
+        .on_event("anywire.dead.billing", letters.handler());
+    let shop = start("shop", &alone(at), router).await;
+    let mut raw = Raw::new(at);
+    for path in ["/anywire.dead/billing", "/anywire%2Edead/billing"] {
+        let headers = [("anywire-attempt", b"3".as_slice())];
+        let answer = raw.send(path, &headers, frame(b"1", 1));
+        let (_, status, message) = soon("an answer", answer).await;
+        assert_eq!(status.as_deref(), Some("12"), "{path}: {message}");
+    }
+    assert_eq!(letters.count(), 0);
     answers(&shop).await;
     shop.shutdown().await.unwrap();
 }

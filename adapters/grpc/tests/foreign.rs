@@ -13,7 +13,7 @@ use anywire_conformance::rig::soon;
 use anywire_conformance::trials;
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
-use support::{address, app};
+use support::{address, start};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 
@@ -101,11 +101,7 @@ async fn next(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
 async fn a_foreign_program_takes_part() {
     let (ours, theirs) = (address(), address());
     let config = format!("url = 'grpc://{theirs}?listen={ours}'\n[defaults]\nretry = ['10ms']");
-    let shop = app("shop", &config)
-        .router(service())
-        .start()
-        .await
-        .unwrap();
+    let shop = start("shop", &config, service()).await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign_peer.py");
     let mut peer = Command::new(std::env::var_os(PYTHON).unwrap())
         .arg(script)

@@ -7,13 +7,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anywire::transport::Status;
-use anywire::{
-    Context, ErrorKind, Failure, Headers, Raw as Payload, RemoteError, Result, Router, RunningApp,
-};
+use anywire::{Context, ErrorKind, Failure, Headers, RemoteError, Result, Router, RunningApp};
 use anywire_conformance::proxy::{Direction, Proxy};
 use anywire_conformance::rig::{Seen, soon, until, until_async};
 use anywire_conformance::trials;
-use support::{address, alone, app, caller};
+use support::{Gate, address, alone, app, caller, is_serving, start};
 use tokio::net::TcpListener;
 
 trials![
@@ -25,11 +23,14 @@ trials![
     a_peer_that_falls_silent_is_taken_out_and_comes_back,
     a_peer_that_starts_again_is_found,
     an_instance_without_the_handler_passes_the_call_on,
+    an_answer_that_breaks_off_is_a_loss_and_nobody_else_is_asked,
     a_refusal_comes_back_whole,
     the_deadline_and_the_headers_travel,
     health_is_told_to_whoever_asks,
     what_a_descriptor_set_says_is_told_by_reflection,
     who_ends_lets_running_calls_end,
+    a_connection_is_renewed_when_it_is_old,
+    an_address_has_as_many_connections_as_it_is_told,
     two_settings_at_one_address_stop_the_start,
 ];
 
@@ -39,11 +40,7 @@ async fn double(number: u64) -> Result<u64> {
 
 async fn service(at: SocketAddr) -> RunningApp {
     let router = Router::new().on_call("shop.double", double);
-    app("shop", &alone(at))
-        .router(router)
-        .start()
-        .await
-        .unwrap()
+    start("shop", &alone(at), router).await
 }
 
 /// Calls that must all be answered, soon after the caller has come up.
@@ -67,7 +64,7 @@ async fn one_dead_address_of_two_costs_no_call() {
     let (alive, dead) = (address(), address());
     let shop = service(alive).await;
     for order in [[dead, alive], [alive, dead]] {
-        let caller = app("till", &caller(&order)).start().await.unwrap();
+        let caller = start("till", &caller(&order), Router::new()).await;
         all_answered(&caller).await;
         let status = caller.client().transport("main").unwrap().status();
         let is_told =
@@ -93,7 +90,10 @@ async fn one_silent_address_of_two_costs_no_call() {
             .timeout(Duration::from_millis(300));
         call.await.is_ok()
     };
-    until_async("an answer", answered).await;
+    until_async("a call without an answer", async || !answered().await).await;
+    for number in 0..40 {
+        assert!(answered().await, "call {number} after it");
+    }
     shop.shutdown().await.unwrap();
     caller.shutdown().await.unwrap();
 }
@@ -103,7 +103,7 @@ async fn one_dead_address_behind_a_name_costs_no_call() {
     let alive = address();
     let shop = service(alive).await;
     let url = format!("url = 'grpc://localhost:{}'", alive.port());
-    let caller = app("till", &url).start().await.unwrap();
+    let caller = start("till", &url, Router::new()).await;
     all_answered(&caller).await;
     caller.shutdown().await.unwrap();
     shop.shutdown().await.unwrap();
@@ -113,16 +113,9 @@ async fn a_server_that_is_killed_ends_each_call_by_its_deadline() {
     let at = address();
     let never = async |_: u64| -> Result<u64> { std::future::pending().await };
     let router = Router::new().on_call("shop.wait", never);
-    let shop = app("shop", &alone(at))
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let shop = start("shop", &alone(at), router).await;
     let proxy = Proxy::start(at).await.unwrap();
-    let caller = app("till", &caller(&[proxy.address()]))
-        .start()
-        .await
-        .unwrap();
+    let caller = start("till", &caller(&[proxy.address()]), Router::new()).await;
     let client = caller.client();
     let calls: Vec<_> = (0..50)
         .map(|number| {
@@ -158,10 +151,7 @@ async fn a_peer_that_falls_silent_is_taken_out_and_comes_back() {
     let at = address();
     let shop = service(at).await;
     let proxy = Proxy::start(at).await.unwrap();
-    let caller = app("till", &caller(&[proxy.address()]))
-        .start()
-        .await
-        .unwrap();
+    let caller = start("till", &caller(&[proxy.address()]), Router::new()).await;
     let client = caller.client();
     assert_eq!(
         client.request::<_, u64>("shop.double", &1).await.unwrap(),
@@ -196,7 +186,7 @@ async fn a_peer_that_falls_silent_is_taken_out_and_comes_back() {
 async fn a_peer_that_starts_again_is_found() {
     let at = address();
     let shop = service(at).await;
-    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let caller = start("till", &caller(&[at]), Router::new()).await;
     all_answered(&caller).await;
     shop.shutdown().await.unwrap();
     let client = caller.client();
@@ -217,13 +207,9 @@ async fn a_peer_that_starts_again_is_found() {
 async fn an_instance_without_the_handler_passes_the_call_on() {
     let (old, new) = (address(), address());
     let router = Router::new().on_event("shop.placed", Seen::default().handler());
-    let one = app("shop", &alone(old))
-        .router(router)
-        .start()
-        .await
-        .unwrap();
+    let one = start("shop", &alone(old), router).await;
     let other = service(new).await;
-    let caller = app("till", &caller(&[old, new])).start().await.unwrap();
+    let caller = start("till", &caller(&[old, new]), Router::new()).await;
     all_answered(&caller).await;
     let error = caller
         .client()
@@ -236,6 +222,59 @@ async fn an_instance_without_the_handler_passes_the_call_on() {
     }
 }
 
+/// A server that answers each request with headers, which name this encoding, and no status.
+async fn half_a_server(encoding: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            // Its client may have gone meanwhile.
+            let Ok(mut requests) = h2::server::handshake(socket).await else {
+                continue;
+            };
+            tokio::spawn(async move {
+                while let Some(Ok((_, mut answer))) = requests.accept().await {
+                    let response = http::Response::builder()
+                        .header("content-type", "application/grpc+json")
+                        .header("grpc-encoding", encoding);
+                    let response = response.body(()).unwrap();
+                    answer.send_response(response, true).unwrap();
+                }
+            });
+        }
+    });
+    at
+}
+
+async fn an_answer_that_breaks_off_is_a_loss_and_nobody_else_is_asked() {
+    for encoding in ["identity", "gzip"] {
+        let half = half_a_server(encoding).await;
+        let whole = address();
+        let asked = Seen::default();
+        let handler = asked.handler();
+        let count = move |number: u64| {
+            let seen = handler(number);
+            async move { seen.await.map(|()| number) }
+        };
+        let till = start("till", &caller(&[half, whole]), Router::new()).await;
+        let client = till.client();
+        // Nobody else is there yet, so that this one is asked.
+        let calling = tokio::spawn(async move { client.request::<_, u64>("shop.count", &1).await });
+        let shop = start(
+            "shop",
+            &alone(whole),
+            Router::new().on_call("shop.count", count),
+        )
+        .await;
+        let error = soon("its end", calling).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected, "{error:?}");
+        assert_eq!(asked.count(), 0);
+        for app in [till, shop] {
+            app.shutdown().await.unwrap();
+        }
+    }
+}
+
 async fn a_refusal_comes_back_whole() {
     let at = address();
     let refuse = async |item: String| -> Result<u64> {
@@ -244,12 +283,8 @@ async fn a_refusal_comes_back_whole() {
         Err(failure.with_code("unknown_item").with_details(details))
     };
     let router = Router::new().on_call("shop.quote", refuse);
-    let shop = app("shop", &alone(at))
-        .router(router)
-        .start()
-        .await
-        .unwrap();
-    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let shop = start("shop", &alone(at), router).await;
+    let caller = start("till", &caller(&[at]), Router::new()).await;
     let error = caller
         .client()
         .request::<_, u64>("shop.quote", "unicörn")
@@ -282,12 +317,8 @@ async fn the_deadline_and_the_headers_travel() {
         Ok((tenant, left.as_millis() as u64))
     };
     let router = Router::new().on_call("shop.told", told);
-    let shop = app("shop", &alone(at))
-        .router(router)
-        .start()
-        .await
-        .unwrap();
-    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let shop = start("shop", &alone(at), router).await;
+    let caller = start("till", &caller(&[at]), Router::new()).await;
     let client = caller.client();
     let call = client.request::<_, (String, u64)>("shop.told", &1);
     let (tenant, left) = call
@@ -305,12 +336,8 @@ async fn the_deadline_and_the_headers_travel() {
 async fn health_is_told_to_whoever_asks() {
     let at = address();
     let shop = service(at).await;
-    let caller = app("till", &caller(&[at])).start().await.unwrap();
-    let call = caller.client();
-    // The request is an empty message of Protocol Buffers, and SERVING is 1.
-    let empty = Payload(Vec::new().into());
-    let call = call.request::<_, Payload>("grpc.health.v1.Health.Check", &empty);
-    assert_eq!(call.await.unwrap().0.as_ref(), [0x08, 1]);
+    let caller = start("till", &caller(&[at]), Router::new()).await;
+    assert!(is_serving(&caller).await);
     for app in [caller, shop] {
         app.shutdown().await.unwrap();
     }
@@ -331,8 +358,8 @@ async fn what_a_descriptor_set_says_is_told_by_reflection() {
         alone(at)
     );
     let router = Router::new().on_call("shop.double", double);
-    let shop = app("shop", &config).router(router).start().await.unwrap();
-    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let shop = start("shop", &config, router).await;
+    let caller = start("till", &caller(&[at]), Router::new()).await;
     all_answered(&caller).await;
 
     let channel = anywire_grpc::native(&caller.client()).unwrap();
@@ -356,30 +383,72 @@ async fn what_a_descriptor_set_says_is_told_by_reflection() {
 
 async fn who_ends_lets_running_calls_end() {
     let at = address();
-    let begun = std::sync::Arc::new(tokio::sync::Notify::new());
-    let tell = std::sync::Arc::clone(&begun);
-    let slow = move |number: u64| {
-        let tell = std::sync::Arc::clone(&tell);
-        async move {
-            tell.notify_one();
-            // Work that takes its time, while the app stops.
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            Ok::<u64, Failure>(number)
-        }
-    };
-    let router = Router::new().on_call("shop.slow", slow);
-    let shop = app("shop", &alone(at))
-        .router(router)
-        .start()
-        .await
-        .unwrap();
-    let caller = app("till", &caller(&[at])).start().await.unwrap();
+    let gate = Gate::new();
+    let router = Router::new().on_call("shop.slow", gate.handler());
+    let shop = start("shop", &alone(at), router).await;
+    let caller = start("till", &caller(&[at]), Router::new()).await;
     let client = caller.client();
     let call = tokio::spawn(async move { client.request::<_, u64>("shop.slow", &7).await });
-    soon("the handler", begun.notified()).await;
-    shop.shutdown().await.unwrap();
+    gate.reached_by(1).await;
+    let ending = tokio::spawn(shop.shutdown());
+    until_async("the news of it", async || !is_serving(&caller).await).await;
+    // What comes now is not taken.
+    let late = caller.client();
+    let late = late.request::<_, u64>("shop.slow", &8).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Unavailable, "{late:?}");
+    gate.open(1);
+    soon("the end", ending).await.unwrap().unwrap();
     assert_eq!(soon("the answer", call).await.unwrap().unwrap(), 7);
     caller.shutdown().await.unwrap();
+}
+
+async fn a_connection_is_renewed_when_it_is_old() {
+    let at = address();
+    let config = format!(
+        "{}\n[transports.main.grpc]\nmax_connection_age = '100ms'",
+        alone(at)
+    );
+    let shop = start(
+        "shop",
+        &config,
+        Router::new().on_call("shop.double", double),
+    )
+    .await;
+    let proxy = Proxy::start(at).await.unwrap();
+    let till = start("till", &caller(&[proxy.address()]), Router::new()).await;
+    let client = till.client();
+    // No call is lost over it.
+    let start = Instant::now();
+    while proxy.counters().accepted < 4 {
+        assert_eq!(
+            client.request::<_, u64>("shop.double", &4).await.unwrap(),
+            8
+        );
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "it is never asked to go"
+        );
+    }
+    for app in [till, shop] {
+        app.shutdown().await.unwrap();
+    }
+}
+
+async fn an_address_has_as_many_connections_as_it_is_told() {
+    let at = address();
+    let shop = service(at).await;
+    let proxy = Proxy::start(at).await.unwrap();
+    let config = format!(
+        "{}\n[transports.main.grpc]\nconnections = 3",
+        caller(&[proxy.address()])
+    );
+    let till = start("till", &config, Router::new()).await;
+    until("the connections", || proxy.counters().open == 3).await;
+    all_answered(&till).await;
+    assert_eq!(proxy.counters().accepted, 3);
+    for app in [till, shop] {
+        app.shutdown().await.unwrap();
+    }
 }
 
 async fn two_settings_at_one_address_stop_the_start() {

@@ -90,12 +90,14 @@ async fn open(plan: &Plan, core: &Arc<ClientCore>, sources: &mut Sources) -> Res
                 .filter_map(|(at, h)| Some((at, h.call_spec()?)))
                 .collect()
         };
-        serve(plan, wire, &of_kind(HandlerKind::Call), sources).await?;
-        accept(plan, wire, &of_kind(HandlerKind::Stream), sources).await?;
+        // Events first: a wire that stores nothing opens its door with the first source, and a call that finds nobody behind it is told
+        // so and goes elsewhere, while an event would be lost.
         let events: Vec<(usize, Spec)> = of_wire()
             .filter_map(|(at, h)| Some((at, h.spec()?)))
             .collect();
         subscribe(plan, wire, &events, sources).await?;
+        serve(plan, wire, &of_kind(HandlerKind::Call), sources).await?;
+        accept(plan, wire, &of_kind(HandlerKind::Stream), sources).await?;
         report_unclaimed(&plan.app, wire, &events).await;
     }
     Ok(())

@@ -4,15 +4,23 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::convert::Infallible;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use anywire::{App, Config};
-use anywire_conformance::rig::free_port;
+use anywire::{App, Config, Raw as Payload, Result, Router, RunningApp};
+use anywire_conformance::rig::{free_port, soon};
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Response};
 use http_body::Frame;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
@@ -22,6 +30,11 @@ pub(crate) fn app(name: &str, toml: &str) -> App {
     App::new(name)
         .adapter(anywire_grpc::adapter())
         .config(Config::from_toml(toml).unwrap())
+}
+
+/// An app with this configuration and these handlers, started.
+pub(crate) async fn start(name: &str, toml: &str, router: Router) -> RunningApp {
+    app(name, toml).router(router).start().await.unwrap()
 }
 
 /// An address of this machine that nobody has.
@@ -38,6 +51,71 @@ pub(crate) fn alone(address: SocketAddr) -> String {
 pub(crate) fn caller(addresses: &[SocketAddr]) -> String {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!("url = 'grpc://{}'", addresses.join(","))
+}
+
+/// The configuration of who sends events to these groups.
+pub(crate) fn groups(groups: &[(&str, &[SocketAddr])]) -> String {
+    let mut config = "url = 'grpc://'\n[transports.main.grpc.groups]\n".to_owned();
+    for (name, addresses) in groups {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        writeln!(config, "{name} = {addresses:?}").unwrap();
+    }
+    config
+}
+
+/// Whether the server that this app calls says of itself that it serves.
+pub(crate) async fn is_serving(caller: &RunningApp) -> bool {
+    let client = caller.client();
+    // The request is an empty message of Protocol Buffers, and SERVING is 1.
+    let empty = Payload(Vec::new().into());
+    let check = client.request::<_, Payload>("grpc.health.v1.Health.Check", &empty);
+    match check.await.unwrap().0.as_ref() {
+        [0x08, 1] => true,
+        [0x08, 2] => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A handler that answers with its own number, once it is let through.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    waiting: Arc<Semaphore>,
+    free: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        let none = || Arc::new(Semaphore::new(0));
+        Self {
+            waiting: none(),
+            free: none(),
+        }
+    }
+
+    pub(crate) fn handler(
+        &self,
+    ) -> impl Fn(u64) -> BoxFuture<'static, Result<u64>> + Clone + Send + Sync + 'static {
+        let gate = self.clone();
+        move |number| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                gate.waiting.add_permits(1);
+                gate.free.acquire().await.unwrap().forget();
+                Ok(number)
+            })
+        }
+    }
+
+    /// Waits until so many more have come to it.
+    pub(crate) async fn reached_by(&self, count: u32) {
+        let reached = self.waiting.acquire_many(count);
+        soon("the handlers", reached).await.unwrap().forget();
+    }
+
+    /// Lets so many through.
+    pub(crate) fn open(&self, count: usize) {
+        self.free.add_permits(count);
+    }
 }
 
 /// A client that writes its frames itself.
@@ -67,10 +145,7 @@ impl Raw {
             request = request.header(*name, http::HeaderValue::from_bytes(value).unwrap());
         }
         let request = request.body(Body::new(OneFrame(Some(body)))).unwrap();
-        std::future::poll_fn(|cx| self.0.poll_ready(cx))
-            .await
-            .unwrap();
-        let response = self.0.call(request).await.unwrap();
+        let response = self.call(request).await;
         let code = response.status().as_u16();
         let said = trailers(response).await;
         let text = |name: &str| {
@@ -82,6 +157,56 @@ impl Raw {
             text("grpc-status"),
             text("grpc-message").unwrap_or_default(),
         )
+    }
+
+    async fn call(&mut self, request: http::Request<Body>) -> Response<Body> {
+        std::future::poll_fn(|cx| self.0.poll_ready(cx))
+            .await
+            .unwrap();
+        self.0.call(request).await.unwrap()
+    }
+}
+
+/// A client that begins requests and does not end them.
+pub(crate) struct Unending {
+    requests: SendRequest<Bytes>,
+    connection: JoinHandle<()>,
+}
+
+/// A request that has begun.
+pub(crate) struct Begun {
+    pub(crate) answer: ResponseFuture,
+    pub(crate) body: SendStream<Bytes>,
+}
+
+impl Unending {
+    pub(crate) async fn new(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let (requests, connection) = h2::client::handshake(socket).await.unwrap();
+        // Its end is no matter.
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Self {
+            requests,
+            connection,
+        }
+    }
+
+    pub(crate) async fn begin(&mut self, path: &str) -> Begun {
+        std::future::poll_fn(|cx| self.requests.poll_ready(cx))
+            .await
+            .unwrap();
+        let request = http::Request::post(format!("http://shop{path}"))
+            .header("te", "trailers")
+            .header("content-type", "application/grpc+json");
+        let request = request.body(()).unwrap();
+        let (answer, body) = self.requests.send_request(request, false).unwrap();
+        Begun { answer, body }
+    }
+}
+
+impl Drop for Unending {
+    fn drop(&mut self) {
+        self.connection.abort();
     }
 }
 
