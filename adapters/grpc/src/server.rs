@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use anywire::config::Endpoint;
 use anywire::{Error, ErrorKind, Message, RemoteError, Subject};
 use bytes::Bytes;
 use futures::Stream;
-use futures::future::{BoxFuture, join_all};
+use futures::future::{BoxFuture, Either, join_all, select};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -448,7 +448,20 @@ impl Service<http::Request<Body>> for Services {
             }
         }
         let front = self.hub.clone();
-        Box::pin(async move { Ok(front.answer(request).await) })
+        // The library has a timer, too, which tells `CANCELLED`. Ours is older, and looked at before.
+        let clock = &front.clock;
+        let late =
+            wire::time_left(request.headers()).map(|left| clock.sleep_until(clock.now() + left));
+        Box::pin(async move {
+            let answer = pin!(front.answer(request));
+            Ok(match late {
+                None => answer.await,
+                Some(late) => match select(answer, late).await {
+                    Either::Left((answer, _)) => answer,
+                    Either::Right(_) => late_answer(),
+                },
+            })
+        })
     }
 }
 
@@ -615,6 +628,10 @@ async fn ask(desk: &Desk, message: Message, deadline: Option<Instant>) -> Result
         }
         Err(_) => Err(stopping()),
     }
+}
+
+fn late_answer() -> http::Response<Body> {
+    Status::deadline_exceeded("the deadline of the request has passed").into_http()
 }
 
 fn stopping() -> Status {

@@ -293,6 +293,11 @@ fn timeout(text: &str) -> Result<Duration, Illegible> {
     Ok(left.min(LONGEST))
 }
 
+/// How much time a request has left, if it says so legibly.
+pub(crate) fn time_left(metadata: &HeaderMap) -> Option<Duration> {
+    timeout(metadata.get(TIMEOUT)?.to_str().ok()?).ok()
+}
+
 /// Writes `grpc-timeout`. Rounded up: a server that gives up later than the caller answers nobody, one that gives up earlier
 /// answers wrongly.
 pub(crate) fn timeout_of(left: Duration) -> HeaderValue {

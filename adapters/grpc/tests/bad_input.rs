@@ -33,6 +33,7 @@ trials![
     what_waits_for_a_handler_is_bounded,
     who_connects_and_says_nothing_is_hung_up_on,
     a_request_that_does_not_come_gives_its_place_up,
+    a_caller_that_waits_for_longer_than_it_said_is_told_what_happened,
     an_upload_that_is_given_up_is_no_end,
     a_dead_letter_from_outside_is_no_dead_letter,
 ];
@@ -329,6 +330,23 @@ async fn a_request_that_does_not_come_gives_its_place_up() {
         assert_eq!(answer.headers()["grpc-status"], "4");
     }
     answers(&shop).await;
+    shop.shutdown().await.unwrap();
+}
+
+async fn a_caller_that_waits_for_longer_than_it_said_is_told_what_happened() {
+    let at = address();
+    let gate = Gate::new();
+    let router = Router::new().on_call("shop.wait", gate.handler());
+    let shop = start("shop", &alone(at), router).await;
+    let mut client = Unending::new(at).await;
+    for _ in 0..20 {
+        let begun = client.begin_with("/shop/wait", &[("grpc-timeout", "20m")]);
+        let mut request = begun.await;
+        request.body.send_data(frame(b"7", 1), true).unwrap();
+        let answer = soon("an answer", request.answer).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4");
+    }
+    gate.open(20);
     shop.shutdown().await.unwrap();
 }
 

@@ -192,12 +192,19 @@ impl Unending {
     }
 
     pub(crate) async fn begin(&mut self, path: &str) -> Begun {
+        self.begin_with(path, &[]).await
+    }
+
+    pub(crate) async fn begin_with(&mut self, path: &str, metadata: &[(&str, &str)]) -> Begun {
         std::future::poll_fn(|cx| self.requests.poll_ready(cx))
             .await
             .unwrap();
-        let request = http::Request::post(format!("http://shop{path}"))
+        let mut request = http::Request::post(format!("http://shop{path}"))
             .header("te", "trailers")
             .header("content-type", "application/grpc+json");
+        for (name, value) in metadata {
+            request = request.header(*name, *value);
+        }
         let request = request.body(()).unwrap();
         let (answer, body) = self.requests.send_request(request, false).unwrap();
         Begun { answer, body }
