@@ -6,6 +6,7 @@ mod codec;
 mod config;
 mod desk;
 mod errors;
+mod front;
 mod names;
 mod part;
 mod pipe;
