@@ -34,6 +34,9 @@ use crate::wire;
 pub(crate) const MAX_METADATA: u32 = 128 * 1024;
 /// How many requests beyond those that we hold are heard, to be refused.
 const SPARE: usize = 256;
+/// How much sooner than the library we tell that a deadline has passed: it tells something else. More than a tick of its timers;
+/// where little time is left, less.
+const SOONER: Duration = Duration::from_millis(2);
 /// How long clients without a request may take to go: one that is silent never does, and the library waits for it.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -434,10 +437,9 @@ impl Service<http::Request<Body>> for Services {
             }
         }
         let front = self.hub.clone();
-        // The library has a timer, too, which tells `CANCELLED`. Ours is older, and looked at before.
-        let clock = &front.clock;
-        let late =
-            wire::time_left(request.headers()).map(|left| clock.sleep_until(clock.now() + left));
+        let left = wire::time_left(request.headers());
+        let late = left.map(|left| left - SOONER.min(left / 8));
+        let late = late.map(|left| front.clock.sleep_until(front.clock.now() + left));
         Box::pin(async move {
             let answer = pin!(front.answer(request));
             Ok(match late {
