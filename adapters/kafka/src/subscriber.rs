@@ -173,9 +173,6 @@ impl Subscriber for KafkaSubscriber {
                 Err(error) => Err(error),
             })
             .collect();
-        if !specs.is_empty() {
-            self.connection.start_moving_where_any();
-        }
         let effective = opened.into_iter().zip(specs).map(async |(opened, spec)| {
             let effective = match opened {
                 Ok(opened) => opened.effective().await,

@@ -301,13 +301,6 @@ impl Connection {
         tokio::spawn(errand::run(connection, intake, errand));
     }
 
-    /// Helps to move events whose time has come, if there may be any.
-    pub(crate) fn start_moving_where_any(&self) {
-        if self.catalog.has_delayed() {
-            self.start_moving();
-        }
-    }
-
     /// Helps to move events whose time has come.
     pub(crate) fn start_moving(&self) {
         if self.is_closed() || self.moves.swap(true, Ordering::AcqRel) {
@@ -446,8 +439,10 @@ async fn watch_over(connection: Weak<Connection>) {
         }
         if looked.is_ok() {
             let groups: Vec<_> = connection.groups.lock().values().cloned().collect();
-            if !groups.is_empty() {
-                connection.start_moving_where_any();
+            // Who has been here for a while helps to move what waits. All apps of a cluster are one group for that, which
+            // everyone who comes or goes puts in order again.
+            if !groups.is_empty() && connection.catalog.has_delayed() {
+                connection.start_moving();
             }
             groups.iter().for_each(|group| group.shelf.lock().resume());
         }
