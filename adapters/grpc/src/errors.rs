@@ -292,10 +292,15 @@ fn of_the_library(status: Status, subject: &Subject) -> Verdict {
     Verdict::Lost(named(disconnected(status)))
 }
 
-/// Whether the request has certainly not reached a handler: the peer refused the stream before it looked at it, or the
-/// connection was gone before the request was written.
+/// Whether the request has certainly not reached a handler: the peer refused the stream before it looked at it, or asked the
+/// connection to go and has not taken the stream (RFC 9113, 6.8: one above the last that it names), or the connection was gone before
+/// the request was written.
 fn is_unsent(status: &Status) -> bool {
-    let refused = |error: &h2::Error| error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    let refused = |error: &h2::Error| match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => true,
+        Some(h2::Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+        _ => false,
+    };
     cause::<h2::Error>(status).is_some_and(refused)
         || cause::<hyper::Error>(status).is_some_and(hyper::Error::is_canceled)
 }
