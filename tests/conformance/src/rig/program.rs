@@ -15,6 +15,8 @@ use rustix::process::{Pid, kill_process_group};
 
 pub use rustix::process::Signal;
 
+/// How often it is started that ends at its start.
+const LAUNCHES: usize = 3;
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -70,6 +72,17 @@ impl Program {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn launch(&self) -> io::Result<()> {
+        for _ in 1..LAUNCHES {
+            match self.launch_once() {
+                // One that was just killed may leave behind what keeps its successor from starting for a moment.
+                Err(_) if self.child.lock().is_none() => {}
+                launched => return launched,
+            }
+        }
+        self.launch_once()
+    }
+
+    fn launch_once(&self) -> io::Result<()> {
         let (log, output) = io::pipe()?;
         let child = (self.command)()
             .stdin(Stdio::null())
@@ -95,9 +108,14 @@ impl Program {
         })?;
         match readiness.recv_timeout(PATIENCE) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(last)) => Err(io::Error::other(format!(
-                "the server ended at its start: {last}"
-            ))),
+            Ok(Err(last)) => {
+                if let Some(mut child) = self.child.lock().take() {
+                    let _ = child.kill();
+                    child.wait()?;
+                }
+                let text = format!("the server ended at its start: {last}");
+                Err(io::Error::other(text))
+            }
             Err(_) => Err(io::Error::other("the server does not start")),
         }
     }
